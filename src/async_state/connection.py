@@ -1,0 +1,61 @@
+"""An Airflow connection as credentials for S3.
+
+Looked up on the thread that calls the backend, never on the I/O thread: Airflow's channel to the supervisor serves one
+thread at a time, and a lookup from a second one, while the first waits for it, never ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from async_state.errors import ConfigurationError
+
+#: Of a connection's extras, those that botocore's client takes; the others that Airflow's Amazon provider knows would
+#: need its session factory, and are refused rather than ignored.
+_TAKEN: Final = {"aws_access_key_id", "aws_secret_access_key", "aws_session_token", "region_name", "endpoint_url"}
+_REFUSED: Final = {"role_arn", "assume_role_method", "profile_name", "session_kwargs"}
+
+
+def get_credentials(conn_id: str) -> dict[str, str]:
+    """Return the connection's credentials, blocking while Airflow looks it up.
+
+    Raises:
+        ConfigurationError: there is no such connection, or it needs what only the Amazon provider does.
+    """
+    from airflow.sdk import Connection
+
+    try:
+        connection = Connection.get(conn_id)
+    except Exception as e:
+        raise _not_found(conn_id, e) from e
+    return _credentials(conn_id, connection)
+
+
+async def aget_credentials(conn_id: str) -> dict[str, str]:
+    """Return the connection's credentials. As `get_credentials`, without blocking the running loop."""
+    from airflow.sdk import Connection
+
+    try:
+        connection = await Connection.async_get(conn_id)
+    except Exception as e:
+        raise _not_found(conn_id, e) from e
+    return _credentials(conn_id, connection)
+
+
+def _credentials(conn_id: str, connection: Any) -> dict[str, str]:
+    extra = connection.extra_dejson
+    if refused := sorted(_REFUSED & extra.keys()):
+        raise ConfigurationError(
+            f"[async_state] aws_conn_id: the connection {conn_id!r} has {', '.join(refused)} in its extra, which is "
+            "not supported; leave the option empty and give the worker that role or profile through botocore's chain"
+        )
+    found = {name: str(extra[name]) for name in _TAKEN if extra.get(name)}
+    if connection.login:
+        found["aws_access_key_id"] = connection.login
+    if connection.password:
+        found["aws_secret_access_key"] = connection.password
+    return found
+
+
+def _not_found(conn_id: str, e: Exception) -> ConfigurationError:
+    return ConfigurationError(f"[async_state] aws_conn_id: could not get the connection {conn_id!r}: {e}")

@@ -1,0 +1,213 @@
+"""Scope and key <-> object name <-> reference.
+
+An object's name is readable and says what it holds::
+
+    v1/task/<dag>/<run>/<task>[@<region>]/<map index>/<plane>/<key>
+    v1/asset/<name|uri|id>/<identifier>/<plane>/<key>
+
+Each identifier is one percent-encoded segment. One that is too long keeps its beginning and ends in
+``~`` and a hash of the whole, so that a name never exceeds S3's limit of 1,024 bytes. ``~`` and ``@``
+are always encoded inside an identifier, so neither ending can be forged by one.
+
+A reference is the base URL and the name, and a name is only taken from a reference if it has exactly
+the form that this module writes: a reference is untrusted input.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+from async_state.errors import InvalidKeyError, InvalidScopeError, UntrustedRefError
+
+#: S3's limit on an object key, in bytes of UTF-8.
+MAX_OBJECT_KEY_BYTES: Final = 1024
+#: Airflow's limit on a state key, in characters.
+MAX_KEY_LENGTH: Final = 512
+
+_HASH_LENGTH: Final = 32
+_ID_BYTES: Final = 160
+_KEY_BYTES: Final = 200
+_UNESCAPED: Final = r"[A-Za-z0-9_.:-]"
+_SEGMENT: Final = re.compile(rf"(?:{_UNESCAPED}|%[0-9A-F]{{2}})+(?:~[0-9a-f]{{{_HASH_LENGTH}}})?")
+_REGION: Final = re.compile(r"@[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+_MAP_INDEX: Final = re.compile(r"-1|0|[1-9][0-9]{0,9}")
+
+#: The longest name that can follow a base URL: three identifiers, region, map index, plane and key.
+MAX_NAME_BYTES: Final = len("v1/task//////") + 3 * _ID_BYTES + 37 + 10 + len("worker") + _KEY_BYTES
+
+
+class Plane(str, enum.Enum):
+    """Who stored an object, so that one backend on both sides never overwrites a value with its own ref."""
+
+    #: A worker's serialize hook: a value, to which a reference in the database points.
+    WORKER = "worker"
+    #: ``set``, as the API server calls it: the database row itself.
+    SERVER = "server"
+
+
+def check_key(key: object) -> str:
+    """Return ``key`` if Airflow can address it, in its URLs as well as in its database.
+
+    Raises:
+        InvalidKeyError: ``key`` is not a string of 1 to 512 characters of valid unicode, or it is ``.`` or
+            ``..``, which collapse in Airflow's URLs: ``delete(".")`` would wipe the whole scope.
+    """
+    if not isinstance(key, str):
+        raise InvalidKeyError(f"a state key must be a string, not {type(key).__name__}")
+    if not 1 <= len(key) <= MAX_KEY_LENGTH:
+        raise InvalidKeyError(f"a state key must have 1 to {MAX_KEY_LENGTH} characters, not {len(key)}")
+    if key in (".", ".."):
+        raise InvalidKeyError(f"the state key {key!r} can't be used: it collapses in Airflow's URLs; choose another")
+    try:
+        key.encode()
+    except UnicodeEncodeError as e:
+        raise InvalidKeyError(f"a state key must be valid unicode: {e.reason} at position {e.start}") from None
+    return key
+
+
+def scope_prefix(scope: Any, *, all_map_indices: bool = False) -> str:
+    """Return the prefix, ending in ``/``, of everything that ``scope`` holds, on both planes.
+
+    Parameters:
+        scope: any Airflow ``TaskScope`` or ``AssetScope``; told by its fields, because the API server's classes are
+            other copies of the SDK's. An asset is known by its id, else its name, else its URI.
+        all_map_indices: take every map index of the task (in its region); no effect on an asset.
+
+    Raises:
+        InvalidScopeError: ``scope`` is something else, or an identifier is empty or of the wrong type.
+    """
+    if hasattr(scope, "dag_id") and hasattr(scope, "run_id") and hasattr(scope, "task_id"):
+        dag, run, task = (_id_segment(scope, field) for field in ("dag_id", "run_id", "task_id"))
+        # task-sdk 1.4: part of the identity; the zero UUID is how it names what earlier releases stored.
+        region = getattr(scope, "region_id", None)
+        if isinstance(region, UUID) and region.int:
+            task += f"@{region}"
+        prefix = f"v1/task/{dag}/{run}/{task}/"
+        return prefix if all_map_indices else f"{prefix}{_map_index(scope)}/"
+    if hasattr(scope, "asset_id") and hasattr(scope, "name") and hasattr(scope, "uri"):
+        if scope.asset_id is not None:
+            return f"v1/asset/id/{_asset_id(scope)}/"
+        kind = "name" if scope.name else "uri"
+        return f"v1/asset/{kind}/{_id_segment(scope, kind)}/"
+    raise InvalidScopeError(f"a scope must be a TaskScope or an AssetScope, not {type(scope).__name__}")
+
+
+def object_name(scope: Any, key: str, plane: Plane) -> str:
+    """Return the name, below any base URL, of the object for ``key`` in ``scope``.
+
+    Depends on nothing but its arguments: Airflow needs references to be deterministic.
+
+    Raises:
+        InvalidScopeError: see `scope_prefix`.
+        InvalidKeyError: see `check_key`.
+    """
+    return f"{scope_prefix(scope)}{plane.value}/{_segment(check_key(key), _KEY_BYTES)}"
+
+
+def make_ref(base: str, name: str) -> str:
+    """Return the reference to the object ``name`` below the base URL ``base``: its URL."""
+    return f"{base}/{name}"
+
+
+def is_ref(stored: str) -> bool:
+    """Tell a reference (a URL) from inline JSON text; no JSON text starts with a URL's scheme."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", stored) is not None
+
+
+def split_ref(ref: str, bases: Iterable[str]) -> tuple[str, str]:
+    """Return the base URL and the object name that ``ref`` is made of.
+
+    Raises:
+        UntrustedRefError: ``ref`` is below none of ``bases``, or what follows the base is not exactly a name that
+            a worker's hook writes. Nothing is normalised first, so no encoding of ``..`` gets through.
+    """
+    for base in bases:
+        name = ref.removeprefix(base + "/")
+        if name != ref and _is_worker_name(name):
+            return base, name
+    shown = ref if len(ref) <= MAX_OBJECT_KEY_BYTES else ref[:MAX_OBJECT_KEY_BYTES] + "..."
+    raise UntrustedRefError(
+        f"the reference {shown!r} is not an object of this state store. If it was written under an earlier "
+        "[async_state] url, add that URL to [async_state] trusted_urls; otherwise someone else wrote it."
+    )
+
+
+def _is_worker_name(name: str) -> bool:
+    match name.split("/"):
+        case ["v1", "task", dag, run, task, index, Plane.WORKER.value, key]:
+            task = _REGION.sub("", task)
+            ids = [dag, run, task]
+            located = _MAP_INDEX.fullmatch(index) is not None
+        case ["v1", "asset", "name" | "uri", identifier, Plane.WORKER.value, key]:
+            ids, located = [identifier], True
+        case ["v1", "asset", "id", identifier, Plane.WORKER.value, key]:
+            ids, located = [identifier], identifier.isascii() and identifier.isdigit()
+        case _:
+            return False
+    return located and all(_is_segment(i, _ID_BYTES) for i in ids) and _is_segment(key, _KEY_BYTES)
+
+
+def _is_segment(segment: str, limit: int) -> bool:
+    if _SEGMENT.fullmatch(segment) is None or len(segment) > limit:
+        return False
+    if "~" in segment:
+        return len(segment) > limit - _CUT_SLACK
+    try:
+        return _segment(unquote(segment, errors="strict"), limit) == segment
+    except UnicodeDecodeError:
+        return False
+
+
+#: How much shorter than the limit a cut segment may end up, because no ``%XX`` or character is cut in two.
+_CUT_SLACK: Final = 12
+
+
+def _segment(text: str, limit: int) -> str:
+    encoded = _encode(text)
+    if len(encoded) <= limit:
+        return encoded
+    digest = hashlib.sha256(text.encode()).hexdigest()[:_HASH_LENGTH]
+    room = limit - _HASH_LENGTH - 1
+    kept = ""
+    for character in text:
+        piece = _encode(character)
+        if len(kept) + len(piece) > room:
+            break
+        kept += piece
+    return f"{kept}~{digest}"
+
+
+def _encode(text: str) -> str:
+    if text in (".", ".."):
+        return text.replace(".", "%2E")
+    return quote(text, safe=":").replace("~", "%7E")
+
+
+def _id_segment(scope: Any, field: str) -> str:
+    value = getattr(scope, field)
+    if not isinstance(value, str) or not value:
+        raise InvalidScopeError(f"{type(scope).__name__}.{field} must be a non-empty string, not {value!r}")
+    try:
+        return _segment(value, _ID_BYTES)
+    except UnicodeEncodeError as e:
+        raise InvalidScopeError(f"{type(scope).__name__}.{field} must be valid unicode: {e.reason}") from None
+
+
+def _asset_id(scope: Any) -> int:
+    asset_id = scope.asset_id
+    if not isinstance(asset_id, int) or isinstance(asset_id, bool) or asset_id < 0:
+        raise InvalidScopeError(f"AssetScope.asset_id must be a non-negative integer, not {asset_id!r}")
+    return asset_id
+
+
+def _map_index(scope: Any) -> int:
+    index = scope.map_index
+    if not isinstance(index, int) or isinstance(index, bool) or _MAP_INDEX.fullmatch(str(index)) is None:
+        raise InvalidScopeError(f"TaskScope.map_index must be -1 or a non-negative integer, not {index!r}")
+    return index

@@ -1,0 +1,31 @@
+"""Entry point ``apache_airflow_provider``: makes the options appear in ``airflow config list``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from async_state.settings import SECTION, option_type, options
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return what Airflow's providers manager asks of a provider."""
+    return {
+        "package-name": "airflow-async-state",
+        "name": "Async State",
+        "description": "Task and asset state in an object store, without blocking an event loop.",
+        "config": {
+            SECTION: {
+                "description": "The state-store backend async_state.AsyncStateBackend.",
+                "options": {
+                    name: {
+                        "description": description,
+                        "version_added": "0.1.0",
+                        "type": option_type(name),
+                        "example": example,
+                        "default": default,
+                    }
+                    for name, default, description, example in options()
+                },
+            }
+        },
+    }

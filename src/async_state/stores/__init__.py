@@ -1,0 +1,45 @@
+"""Object stores, opened by URL. A store's module, and what it depends on, is imported when one is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from async_state.settings import Settings
+from async_state.stores.base import Store as Store
+
+
+def open_store(url: str, settings: Settings, credentials: Mapping[str, str]) -> Store:
+    """Return the store at ``url``, without any I/O yet.
+
+    Parameters:
+        url: a base URL that `Settings` has accepted.
+        settings: how to reach it.
+        credentials: of ``aws_conn_id``, as arguments for botocore's client; empty for botocore's own chain. An
+            ``endpoint_url`` and a ``region_name`` among them serve where the settings have none.
+    """
+    scheme = url.partition("://")[0]
+    if scheme == "memory":
+        from async_state.stores.memory import MemoryStore
+
+        return MemoryStore(url)
+    if scheme == "file":
+        from async_state.stores.file import FileStore
+
+        return FileStore(url, settings.timeout)
+    from async_state.stores.s3 import S3Options, S3Store
+
+    keys = dict(credentials)
+    endpoint_url, region_name = keys.pop("endpoint_url", None), keys.pop("region_name", None)
+    return S3Store(
+        url,
+        S3Options(
+            timeout=settings.timeout,
+            max_attempts=settings.max_attempts,
+            max_concurrency=settings.max_concurrency,
+            endpoint_url=settings.endpoint_url or endpoint_url,
+            region_name=settings.region_name or region_name,
+            server_side_encryption=settings.server_side_encryption,
+            sse_kms_key_id=settings.sse_kms_key_id,
+            credentials=keys,
+        ),
+    )

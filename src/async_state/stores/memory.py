@@ -1,0 +1,35 @@
+"""``memory://name``: a dict in this process, for tests. Another process sees nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+
+_OBJECTS: dict[str, dict[str, bytes]] = {}
+
+
+class MemoryStore:
+    """Every store opened with the same URL in one process shares its objects."""
+
+    delete_limit = 1000
+
+    def __init__(self, url: str) -> None:
+        self._objects = _OBJECTS.setdefault(url, {})
+
+    async def get(self, name: str) -> bytes | None:
+        return self._objects.get(name)
+
+    async def put(self, name: str, body: bytes, content_encoding: str) -> None:
+        self._objects[name] = body
+
+    async def delete(self, names: Sequence[str]) -> Mapping[str, str]:
+        for name in names:
+            self._objects.pop(name, None)
+        return {}
+
+    async def list(self, prefix: str) -> AsyncGenerator[Sequence[str], None]:
+        found = sorted(name for name in self._objects if name.startswith(prefix))
+        for start in range(0, len(found), self.delete_limit):
+            yield found[start : start + self.delete_limit]
+
+    async def aclose(self) -> None:
+        """Nothing to release: the objects live as long as the process."""

@@ -1,0 +1,217 @@
+"""``s3://bucket/prefix``: S3, and whatever speaks it, through aiobotocore.
+
+One request an operation: no HEAD, no probe of the bucket, and no ``Expect: 100-continue`` for small bodies. aiobotocore
+is imported and the client built at the first operation, on the I/O thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import anyio
+
+from async_state import iothread
+from async_state.errors import CorruptObjectError, StoreError
+from async_state.stores.base import deadline
+from async_state.stores.s3_errors import explained
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+
+#: From this size on, asking first whether the store takes the body saves more than the round trip costs.
+EXPECT_CONTINUE_FROM_BYTES: Final = 1024 * 1024
+_CONNECT_TIMEOUT: Final = 5.0
+_CHECKSUM: Final = "crc32"
+
+
+@dataclass(frozen=True)
+class S3Options:
+    """How to reach S3. What is ``None`` or empty is left to botocore's own chain."""
+
+    timeout: float = 20.0
+    max_attempts: int = 4
+    max_concurrency: int = 16
+    endpoint_url: str | None = None
+    region_name: str | None = None
+    server_side_encryption: str | None = None
+    sse_kms_key_id: str | None = None
+    #: ``aws_access_key_id``, ``aws_secret_access_key``, ``aws_session_token``; not shown, as they are secret.
+    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+class S3Store:
+    """Objects of one bucket, below one prefix."""
+
+    #: S3's limit on the keys of one DeleteObjects request.
+    delete_limit = 1000
+
+    def __init__(self, url: str, options: S3Options) -> None:
+        parts = urlsplit(url)
+        self._bucket = parts.netloc
+        self._prefix = parts.path.lstrip("/") + "/" if parts.path.strip("/") else ""
+        self._options = options
+        self._bulk_delete = True
+        self._put_arguments: dict[str, Any] = {}
+        if options.server_side_encryption:
+            self._put_arguments["ServerSideEncryption"] = options.server_side_encryption
+        if options.sse_kms_key_id:
+            self._put_arguments["SSEKMSKeyId"] = options.sse_kms_key_id
+
+    async def get(self, name: str) -> bytes | None:
+        with self._operation("get", name):
+            client = await self._client()
+            try:
+                response = await client.get_object(Bucket=self._bucket, Key=self._prefix + name)
+            except client.exceptions.NoSuchKey:
+                return None
+            async with response["Body"] as stream:
+                body: bytes = await stream.read()
+            # Written by `put`; an object that someone else has put there has none.
+            checksum = response.get("Metadata", {}).get(_CHECKSUM)
+            if checksum is not None and checksum != _crc32(body):
+                raise CorruptObjectError(
+                    f"the object {self._url(name)} is damaged: its content does not match the checksum it was "
+                    "written with"
+                )
+            return body
+
+    async def put(self, name: str, body: bytes, content_encoding: str) -> None:
+        encoding: dict[str, Any] = {"ContentEncoding": content_encoding} if content_encoding else {}
+        with self._operation("put", name):
+            client = await self._client()
+            await client.put_object(
+                Bucket=self._bucket,
+                Key=self._prefix + name,
+                Body=body,
+                ContentType="application/json",
+                Metadata={_CHECKSUM: _crc32(body)},
+                **encoding,
+                **self._put_arguments,
+            )
+
+    async def delete(self, names: Sequence[str]) -> Mapping[str, str]:
+        if len(names) > 1 and self._bulk_delete:
+            with contextlib.suppress(_NoBulkDeleteError):
+                return await self._delete_many(names)
+            self._bulk_delete = False
+        return await self._delete_each(names)
+
+    async def list(self, prefix: str) -> AsyncGenerator[Sequence[str], None]:
+        more: dict[str, Any] = {}
+        while True:
+            with self._operation("list", prefix):
+                client = await self._client()
+                page = await client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + prefix, **more)
+            names = [item["Key"].removeprefix(self._prefix) for item in page.get("Contents", ())]
+            if names:
+                yield names
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    async def aclose(self) -> None:
+        await iothread.release(self)
+
+    async def _delete_many(self, names: Sequence[str]) -> dict[str, str]:
+        with self._operation("delete", names[0], more=len(names) - 1):
+            client = await self._client()
+            keys = [{"Key": self._prefix + name} for name in names]
+            try:
+                response = await client.delete_objects(
+                    Bucket=self._bucket,
+                    Delete={"Objects": keys, "Quiet": True},  # type: ignore[typeddict-item]
+                )
+            except client.exceptions.ClientError as e:
+                if e.response["Error"]["Code"] in ("NotImplemented", "MethodNotAllowed", "501", "405"):
+                    raise _NoBulkDeleteError from e
+                raise
+        return {
+            error["Key"].removeprefix(self._prefix): f"{error.get('Code')}: {error.get('Message')}"
+            for error in response.get("Errors", ())
+        }
+
+    async def _delete_each(self, names: Sequence[str]) -> dict[str, str]:
+        failed: dict[str, str] = {}
+        errors: list[StoreError] = []
+        slots = anyio.Semaphore(self._options.max_concurrency)
+
+        async def delete(name: str) -> None:
+            async with slots:
+                try:
+                    with self._operation("delete", name):
+                        client = await self._client()
+                        await client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+                except StoreError as e:
+                    failed[name] = str(e)
+                    errors.append(e)
+
+        async with anyio.create_task_group() as group:
+            for name in names:
+                group.start_soon(delete, name)
+        if len(names) == 1 and errors:
+            raise errors[0]
+        return failed
+
+    async def _client(self) -> S3Client:
+        return await iothread.resource(self, self._open)
+
+    @contextlib.asynccontextmanager
+    async def _open(self) -> AsyncIterator[S3Client]:
+        with iothread.imports():
+            from aiobotocore.config import AioConfig
+            from aiobotocore.session import get_session
+        options = self._options
+        config = AioConfig(
+            connect_timeout=min(_CONNECT_TIMEOUT, options.timeout),
+            read_timeout=options.timeout,
+            max_pool_connections=options.max_concurrency,
+            retries={"mode": "standard", "total_max_attempts": options.max_attempts},
+            # The default appends a checksum in a trailer, which not everything that speaks S3 takes; `put` stores one
+            # as metadata, which everything keeps.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        async with get_session().create_client(
+            "s3",
+            endpoint_url=options.endpoint_url or None,
+            region_name=options.region_name or None,
+            config=config,
+            **options.credentials,
+        ) as client:
+            client.meta.events.register_last("before-call.s3", _expect_only_for_large_bodies)
+            yield client
+
+    @contextlib.contextmanager
+    def _operation(self, verb: str, name: str, more: int = 0) -> Iterator[None]:
+        what = f"{verb} {self._url(name)}" + (f" and {more} more" if more else "")
+        where = f"endpoint {self._options.endpoint_url or 'default'}, region {self._options.region_name or 'default'}"
+        with explained(what, where), deadline(self._options.timeout, what):
+            yield
+
+    def _url(self, name: str) -> str:
+        return f"s3://{self._bucket}/{self._prefix}{name}"
+
+
+class _NoBulkDeleteError(StoreError):
+    """This store does not implement DeleteObjects."""
+
+
+def _crc32(body: bytes) -> str:
+    return f"{zlib.crc32(body):08x}"
+
+
+def _expect_only_for_large_bodies(params: dict[str, Any], **_: Any) -> None:
+    # botocore asks for it on every PUT from a file-like object, which it makes of every body: a second round trip.
+    if int(params["headers"].get("Content-Length", _body_length(params))) < EXPECT_CONTINUE_FROM_BYTES:
+        params["headers"].pop("Expect", None)
+
+
+def _body_length(params: dict[str, Any]) -> int:
+    body = params.get("body")
+    return body.getbuffer().nbytes if isinstance(body, io.BytesIO) else len(body or b"")
