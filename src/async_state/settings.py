@@ -25,7 +25,7 @@ COMPRESSIONS: Final = ("none", "gzip", "zstd")
 ON_MISSING: Final = ("none", "raise")
 ENCRYPTIONS: Final = ("AES256", "aws:kms", "aws:kms:dsse")
 
-_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9!_.*'()=:@-]+")
 
 
