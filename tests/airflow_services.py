@@ -1,0 +1,223 @@
+"""Airflow's own services as processes on the loopback interface: the API server, the scheduler, the DAG processor."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from tests.servers import free_port
+
+T = TypeVar("T")
+
+# Ten times what they take on two quiet cores.
+_MIGRATE_SECONDS = 60.0
+_START_SECONDS = 120.0
+_RUN_SECONDS = 120.0
+_STOP_SECONDS = 15.0
+_POLL_SECONDS = 0.3
+_TAIL_LINES = 40
+
+
+@dataclass
+class Services:
+    """Services that share one home directory: their database, their logs, what they print.
+
+    Attributes:
+        home: ``AIRFLOW_HOME``; made here.
+        dag_file: the only file of DAGs.
+        common: what all of them have in their environment.
+        server: what only the API server has in addition.
+        worker: what only the scheduler has in addition, whose executor forks the tasks.
+    """
+
+    home: Path
+    dag_file: Path
+    common: Mapping[str, str] = field(default_factory=dict)
+    server: Mapping[str, str] = field(default_factory=dict)
+    worker: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._port = free_port()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        for directory in (self.logs, self.printed, self.home / "dags"):
+            directory.mkdir(parents=True)
+        shutil.copy(self.dag_file, self.home / "dags")
+        # Without one, each of them would write its own.
+        (self.home / "airflow.cfg").touch()
+        url = f"http://127.0.0.1:{self._port}"
+        self._api = httpx.Client(base_url=url, timeout=30, trust_env=False)
+        self._environment = {
+            # Nothing of pytest's environment: neither the Airflow that is configured there, nor anyone's AWS account.
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.home),
+            "PYTHONUNBUFFERED": "1",
+            "AIRFLOW_HOME": str(self.home),
+            "AIRFLOW__API__BASE_URL": url,
+            "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
+            "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+            "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+            # The port at which the scheduler serves task logs is the same for every Airflow on a machine.
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
+            # A supervisor that just misses the end of its task waits so many seconds before it looks again.
+            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+            **self.common,
+        }
+
+    @property
+    def database(self) -> Path:
+        return self.home / "airflow.db"
+
+    @property
+    def logs(self) -> Path:
+        """The directory of the logs that Airflow writes, those of tasks among them."""
+        return self.home / "logs"
+
+    @property
+    def printed(self) -> Path:
+        """The directory of what the services print, a file each."""
+        return self.home / "printed"
+
+    def migrate(self) -> None:
+        """Make the database."""
+        self._start("migrate", "db", "migrate")
+        migration = self._processes.pop("migrate")
+        try:
+            ended = migration.wait(_MIGRATE_SECONDS)
+        finally:
+            migration.kill()
+            migration.wait()
+        assert ended == 0, f"airflow db migrate ended with {ended}\n{self.tails()}"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the services; when the block is left, no process of theirs is left."""
+        try:
+            address = ("--host", "127.0.0.1", "--port", str(self._port), "--workers", "1")
+            self._start("api-server", "api-server", *address, extra=self.server)
+            self._start("scheduler", "scheduler", extra=self.worker)
+            self._start("dag-processor", "dag-processor")
+            token = self._wait_for("the API server", _START_SECONDS, self._token)
+            self._api.headers["Authorization"] = f"Bearer {token}"
+            yield
+        finally:
+            self._stop()
+            self._api.close()
+
+    def get(self, path: str, **parameters: str | int) -> Any:
+        """Return what the public REST API answers, below ``/api/v2``."""
+        return self._api.get(f"/api/v2/{path}", params=parameters).raise_for_status().json()
+
+    def run_dag(self, dag_id: str, run_id: str, conf: Mapping[str, object]) -> None:
+        """Trigger a DAG, as soon as it is known, and wait until its run has succeeded."""
+
+        def known() -> bool:
+            return self._api.get(f"/api/v2/dags/{dag_id}").is_success
+
+        def ended() -> str | None:
+            state: str = self.get(f"dags/{dag_id}/dagRuns/{run_id}")["state"]
+            return state if state in ("success", "failed") else None
+
+        self._wait_for(f"the DAG {dag_id}", _START_SECONDS, known)
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
+        self._api.post(f"/api/v2/dags/{dag_id}/dagRuns", json=body).raise_for_status()
+        state = self._wait_for(f"the end of the run of {dag_id}", _RUN_SECONDS, ended)
+        assert state == "success", f"the run of {dag_id} ended in {state}\n{self.tails()}"
+
+    def log_files(self) -> list[Path]:
+        """Return every file that holds log lines."""
+        return sorted(path for top in (self.logs, self.printed) for path in top.rglob("*") if path.is_file())
+
+    def tails(self) -> str:
+        """Return the end of everything that was logged and printed, for a failure's message."""
+        tails = []
+        for path in self.log_files():
+            lines = path.read_text(errors="replace").splitlines()
+            tails += [f"--- the end of {path.relative_to(self.home)} ({len(lines)} lines)", *lines[-_TAIL_LINES:]]
+        return "\n".join(tails)
+
+    def cells(self) -> Iterator[tuple[str, str]]:
+        """Yield table, column and content of every cell in the database."""
+        with contextlib.closing(sqlite3.connect(self.database)) as connection:
+            for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                rows = connection.execute(f'SELECT * FROM "{table}"')  # noqa: S608
+                columns = [description[0] for description in rows.description]
+                for row in rows:
+                    for column, cell in zip(columns, row, strict=True):
+                        text = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell)
+                        yield f"{table}.{column}", text
+
+    def _token(self) -> str | None:
+        try:
+            token: str = self._api.get("/auth/token").raise_for_status().json()["access_token"]
+        except httpx.HTTPError:
+            return None
+        return token
+
+    def _start(self, name: str, *arguments: str, extra: Mapping[str, str] | None = None) -> None:
+        with (self.printed / name).open("wb") as output:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "airflow", *arguments],
+                env={**self._environment, **(extra or {})},
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _wait_for(self, what: str, seconds: float, answer: Callable[[], T | None]) -> T:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if found := answer():
+                return found
+            for name, process in self._processes.items():
+                assert process.poll() is None, f"{name} ended with {process.returncode}\n{self.tails()}"
+            time.sleep(_POLL_SECONDS)
+        raise AssertionError(f"{what} did not come within {seconds:g} s\n{self.tails()}")
+
+    def _stop(self) -> None:
+        deadline = time.monotonic() + _STOP_SECONDS
+        for process in self._processes.values():
+            process.terminate()
+        # Not for the API server, whose interpreter then collects its garbage for seconds.
+        for name in self._processes.keys() - {"api-server"}:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._processes[name].wait(max(deadline - time.monotonic(), 0))
+        for process in self._processes.values():
+            # By session, as each task has a process group of its own.
+            for pid in _session(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+        self._processes.clear()
+
+
+def _session(leader: int) -> list[int]:
+    members = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        pid = int(directory.name)
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == leader:
+                members.append(pid)
+    return members

@@ -1,0 +1,320 @@
+"""The backend under Airflow's own services: API server, scheduler and DAG processor, with real task processes.
+
+Twice at the same time: with the backend on both sides, logging at DEBUG, and with the backend on the worker's side
+alone, logging at INFO. See tests/dags/state_services.py for what the tasks do.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from async_state.testing import REGION, Answer, FakeS3, Request
+from tests.airflow_services import Services
+
+BACKEND = "async_state.AsyncStateBackend"
+BUCKET = "state"
+DAG = "state_services"
+DAG_FILE = Path(__file__).parent / "dags" / f"{DAG}.py"
+RUN = "manual__2026-01-01T00:00:00+00:00"
+TASK = f"v1/task/{DAG}/manual__2026-01-01T00:00:00%2B00:00"
+RETURNS = "s3:%2F%2Freturns%2Fdaily"
+
+#: Where each key's value lies, below a plane's directory, and which value it is.
+TASK_VALUES = {
+    (f"{TASK}/basics/-1", "report%2Feu%20west"): "report",
+    (f"{TASK}/basics/-1", "watermark"): "watermark",
+    (f"{TASK}/mapped/0", "index"): "index 0",
+    (f"{TASK}/mapped/0", "other"): "other 0",
+    (f"{TASK}/mapped/1", "after"): "after",
+    (f"{TASK}/retried/-1", "denied"): "denied",
+    (f"{TASK}/retried/-1", "progress"): "progress",
+}
+ASSET_VALUES = {
+    ("v1/asset/name/orders", "cursor"): "cursor",
+    (f"v1/asset/uri/{RETURNS}", "by%20uri"): "by uri",
+}
+
+
+@dataclass
+class Deployment:
+    """What one set of services did, after they have stopped.
+
+    What must not be found (``value``, ``access_key``, ``secret_key``) and what must be (``marker``) look alike, so that
+    a search that finds the one would find the other.
+    """
+
+    home: Path
+    services: Services
+    url: str
+    value: str
+    marker: str
+    access_key: str
+    secret_key: str
+    answers: dict[str, Any] = field(default_factory=dict)
+    signatures: set[str] = field(default_factory=set)
+
+    @property
+    def prefix(self) -> str:
+        return self.url.removeprefix(f"s3://{BUCKET}/")
+
+    @property
+    def messages(self) -> list[Path]:
+        """What the tasks sent to their supervisors, a file for each process."""
+        return sorted((self.home / "messages").iterdir())
+
+    def asset_id(self, name: str) -> int:
+        ids: list[int] = [asset["id"] for asset in self.answers["assets"]["assets"] if asset["name"] == name]
+        (found,) = ids
+        return found
+
+    def expected(self, name: str) -> object:
+        return {"name": name, "sentinel": self.value}
+
+    def found(self, text: str) -> set[str]:
+        """Return all places where ``text`` is: of the database, the logs, and the messages to the supervisor."""
+        places = {f"row {place}" for place, cell in self.services.cells() if text in cell}
+        # Rows that were deleted since, too.
+        databases = self.services.home.glob(f"{self.services.database.name}*")
+        for kind, paths in ("database", databases), ("log", self.services.log_files()), ("message", self.messages):
+            for path in paths:
+                if text.encode() in path.read_bytes():
+                    places.add(f"{kind} {path.relative_to(self.home)}")
+        return places
+
+
+def kinds(places: set[str]) -> set[str]:
+    return {place.partition(" ")[0] for place in places}
+
+
+def deploy(home: Path, moto: FakeS3, database: Path, *, both_sides: bool) -> Deployment:
+    """Run the DAG under services of its own, and stop them."""
+    value, marker, key = secrets.token_hex(16), secrets.token_hex(16), secrets.token_hex(16)
+    url = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    (home / "messages").mkdir(parents=True)
+    store = {
+        **moto.environment,
+        "AWS_ACCESS_KEY_ID": f"AKIA{key.upper()}",
+        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
+        "AIRFLOW__ASYNC_STATE__URL": url,
+    }
+    services = Services(
+        home / "airflow",
+        DAG_FILE,
+        common={"AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG" if both_sides else "INFO"},
+        server={**store, "AIRFLOW__STATE_STORE__BACKEND": BACKEND} if both_sides else {},
+        worker={
+            **store,
+            "AIRFLOW__WORKERS__STATE_STORE_BACKEND": BACKEND,
+            "SERVICES_VALUE": value,
+            "SERVICES_MESSAGES": str(home / "messages"),
+        },
+    )
+    shutil.copy(database, services.database)
+    deployment = Deployment(
+        home, services, url, value, marker, store["AWS_ACCESS_KEY_ID"], store["AWS_SECRET_ACCESS_KEY"]
+    )
+    instances = f"dags/{DAG}/dagRuns/{RUN}/taskInstances"
+    with services.running():
+        services.run_dag(DAG, RUN, {"marker": marker})
+        deployment.answers["instances"] = services.get(instances)
+        deployment.answers["assets"] = assets = services.get("assets")
+        for task, index in ("basics", -1), ("mapped", 0), ("mapped", 1), ("retried", -1):
+            answer = services.get(f"{instances}/{task}/state-store", map_index=index)
+            deployment.answers[f"{TASK}/{task}/{index}"] = answer
+        for asset in assets["assets"]:
+            deployment.answers[asset["name"]] = services.get(f"assets/{asset['id']}/state-store")
+    deployment.signatures = {
+        request.headers["authorization"] for request in moto.requests if deployment.prefix in request.path
+    }
+    return deployment
+
+
+@pytest.fixture(scope="module")
+def deployments(
+    moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Deployment]]]:
+    """Both deployments, running at the same time: each keeps one core busy for most of it."""
+    home = tmp_path_factory.mktemp("services")
+    migrated = Services(home / "migrated", DAG_FILE)
+    migrated.migrate()
+    refused: set[str] = set()
+
+    def refuse_once(request: Request) -> Answer | None:
+        if not request.path.endswith("/worker/denied") or request.path in refused:
+            return None
+        refused.add(request.path)
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        return "403 Forbidden", [("Content-Type", "application/xml")], body
+
+    moto_server.intercept = refuse_once
+    with ThreadPoolExecutor() as pool:
+        yield {
+            name: pool.submit(deploy, home / name, moto_server, migrated.database, both_sides=name == "both sides")
+            for name in ("both sides", "worker only")
+        }
+    moto_server.intercept = None
+
+
+@pytest.fixture
+def both_sides(deployments: Mapping[str, Future[Deployment]]) -> Deployment:
+    return shown(deployments["both sides"].result())
+
+
+@pytest.fixture
+def worker_only(deployments: Mapping[str, Future[Deployment]]) -> Deployment:
+    return shown(deployments["worker only"].result())
+
+
+@pytest.fixture(params=["both sides", "worker only"])
+def deployment(request: pytest.FixtureRequest, deployments: Mapping[str, Future[Deployment]]) -> Deployment:
+    return shown(deployments[request.param].result())
+
+
+def shown(deployment: Deployment) -> Deployment:
+    # pytest shows what was printed if the test fails, and only then.
+    print(deployment.services.tails())
+    return deployment
+
+
+def stored(deployment: Deployment, moto: FakeS3) -> dict[str, Any]:
+    """Return every object below the deployment's URL, by name, read with another client than the backend's."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=moto.url,
+        region_name=REGION,
+        aws_access_key_id=deployment.access_key,
+        aws_secret_access_key=deployment.secret_key,
+    )
+    objects = {}
+    prefix = f"{deployment.prefix}/"
+    for item in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]:
+        body = client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
+        objects[item["Key"].removeprefix(prefix)] = json.loads(body)
+    client.close()
+    return objects
+
+
+def value_objects(deployment: Deployment) -> dict[str, Any]:
+    values = {**TASK_VALUES, **ASSET_VALUES}
+    return {f"{scope}/worker/{key}": deployment.expected(name) for (scope, key), name in values.items()}
+
+
+def test_all_tasks_succeed_and_the_refused_one_is_retried(deployment: Deployment) -> None:
+    instances = deployment.answers["instances"]["task_instances"]
+    ended = {(i["task_id"], i["map_index"]): (i["state"], i["try_number"]) for i in instances}
+    assert ended == {
+        ("basics", -1): ("success", 1),
+        ("mapped", 0): ("success", 1),
+        ("mapped", 1): ("success", 1),
+        ("retried", -1): ("success", 2),
+        ("write_assets", -1): ("success", 1),
+        ("read_assets", -1): ("success", 1),
+    }
+
+
+def test_a_refused_write_is_explained_in_the_tasks_log(deployment: Deployment) -> None:
+    (log,) = deployment.services.logs.rglob("task_id=retried/attempt=1.log")
+    assert f"could not put {deployment.url}/{TASK}/retried/-1/worker/denied" in log.read_text()
+
+
+def test_backend_on_both_sides_keeps_values_and_rows_apart(both_sides: Deployment, moto_server: FakeS3) -> None:
+    rows = {}
+    for scope, key in TASK_VALUES:
+        rows[f"{scope}/server/{key}"] = f"{scope}/worker/{key}"
+    for scope, key in ASSET_VALUES:
+        # The worker knows an asset by name or URI, the server by id.
+        asset = both_sides.asset_id("orders" if "orders" in scope else "returns")
+        rows[f"v1/asset/id/{asset}/server/{key}"] = f"{scope}/worker/{key}"
+    refs = {row: {"__airflow_state_ref__": f"{both_sides.url}/{value}"} for row, value in rows.items()}
+    assert stored(both_sides, moto_server) == {**value_objects(both_sides), **refs}
+
+
+def test_backend_on_both_sides_leaves_no_row_in_the_database(both_sides: Deployment) -> None:
+    tables = {place.partition(".")[0] for place, _ in both_sides.services.cells()}
+    assert "task_instance" in tables
+    assert not {"task_state_store", "asset_state_store"} & tables
+
+
+def test_backend_on_the_workers_side_stores_values_alone(worker_only: Deployment, moto_server: FakeS3) -> None:
+    assert stored(worker_only, moto_server) == value_objects(worker_only)
+
+
+def test_airflows_rest_api_lists_readable_references(worker_only: Deployment) -> None:
+    listed = {scope: worker_only.answers[scope]["task_state_store"] for scope, _ in TASK_VALUES}
+    values = {(scope, entry["key"]): entry["value"] for scope, entries in listed.items() for entry in entries}
+    task = f"{worker_only.url}/v1/task/state_services/manual__2026-01-01T00:00:00%2B00:00"
+    refs = {
+        (f"{TASK}/basics/-1", "report/eu west"): f"{task}/basics/-1/worker/report%2Feu%20west",
+        (f"{TASK}/basics/-1", "watermark"): f"{task}/basics/-1/worker/watermark",
+        (f"{TASK}/mapped/0", "index"): f"{task}/mapped/0/worker/index",
+        (f"{TASK}/mapped/0", "other"): f"{task}/mapped/0/worker/other",
+        (f"{TASK}/mapped/1", "after"): f"{task}/mapped/1/worker/after",
+        (f"{TASK}/retried/-1", "denied"): f"{task}/retried/-1/worker/denied",
+        (f"{TASK}/retried/-1", "progress"): f"{task}/retried/-1/worker/progress",
+    }
+    assert values == {key: {"__airflow_state_ref__": ref} for key, ref in refs.items()}
+
+
+def test_airflows_rest_api_lists_readable_references_of_assets(worker_only: Deployment) -> None:
+    values = {
+        (asset, entry["key"]): entry["value"]
+        for asset in ("orders", "returns")
+        for entry in worker_only.answers[asset]["asset_state_store"]
+    }
+    refs = {
+        ("orders", "cursor"): f"{worker_only.url}/v1/asset/name/orders/worker/cursor",
+        ("returns", "by uri"): f"{worker_only.url}/v1/asset/uri/s3:%2F%2Freturns%2Fdaily/worker/by%20uri",
+    }
+    assert values == {key: {"__airflow_state_ref__": ref} for key, ref in refs.items()}
+
+
+def test_the_search_finds_what_is_there(deployment: Deployment) -> None:
+    places = deployment.found(deployment.marker)
+    assert kinds(places) == {"row", "database", "log", "message"}
+    assert {"row dag_run.conf", "row xcom.value", "log airflow/printed/scheduler"} <= places
+    assert any("task_id=write_assets" in place for place in places)
+
+
+def test_every_tasks_messages_are_searched(deployment: Deployment) -> None:
+    # One process for each task instance, and one more for the retry.
+    assert len(deployment.messages) == 7
+    ref = f"{deployment.url}/{TASK}/basics/-1/worker/watermark"
+    assert "message" in kinds(deployment.found(ref))
+
+
+def test_references_are_in_the_database_where_values_are_not(worker_only: Deployment) -> None:
+    assert "row task_state_store.value" in worker_only.found(f"{worker_only.url}/{TASK}/basics/-1/worker/watermark")
+    assert "row asset_state_store.value" in worker_only.found(f"{worker_only.url}/v1/asset/name/orders/worker/cursor")
+
+
+def test_values_are_in_the_bucket_and_nowhere_else(deployment: Deployment, moto_server: FakeS3) -> None:
+    assert deployment.value in json.dumps(stored(deployment, moto_server))
+    assert deployment.found(deployment.value) == set()
+
+
+def test_credentials_are_used_and_found_nowhere(worker_only: Deployment) -> None:
+    assert worker_only.signatures
+    assert all(worker_only.access_key in signature for signature in worker_only.signatures)
+    assert worker_only.found(worker_only.secret_key) == set()
+    assert worker_only.found(worker_only.access_key) == set()
+
+
+def test_botocore_logs_no_more_than_the_access_keys_id_at_debug(both_sides: Deployment) -> None:
+    assert all(both_sides.access_key in signature for signature in both_sides.signatures)
+    assert both_sides.found(both_sides.secret_key) == set()
+    # It is part of each signed request's Authorization header, which is not secret; and it shows that requests for
+    # values were logged.
+    places = both_sides.found(both_sides.access_key)
+    assert kinds(places) == {"log"}
+    assert any("task_id=basics" in place for place in places)
