@@ -1,0 +1,131 @@
+"""Plays Airflow's processes, and checks after each of their steps that rows and objects are what they should be."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from demo.processes import AirflowProcess
+from demo.watch import Step
+from demo.world import Id, World, look, ref_in
+
+CLEAR_ON_SUCCESS = {"AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS": "True"}
+
+
+class Stage:
+    """What has been played so far, and how its checks went."""
+
+    def __init__(self, database: Path, bucket: str) -> None:
+        self.passed = 0
+        self.failed = 0
+        #: The words that `watch.tagged` has marked values with.
+        self.tags: set[str] = set()
+        self._database = database
+        self._bucket = bucket
+        #: What all steps so far should have led to.
+        self._expected: dict[Id, Any] = {}
+        #: Where each value was last seen: after it was deleted, no row tells.
+        self._refs: dict[Id, str] = {}
+
+    def check(self, ok: bool, text: str, otherwise: str = "") -> None:
+        """Count a check and print it; and if it failed, also why."""
+        self.passed += ok
+        self.failed += not ok
+        print(f"  {'✓' if ok else '✗'} {text}", flush=True)
+        if not ok and otherwise:
+            print(f"      {otherwise}")
+
+    def chapter(self, title: str) -> None:
+        print(f"\n{title}")
+        print(f"  {'':21}{'row in the database':66}object in the bucket")
+
+    def look(self) -> World:
+        world = look(self._database, self._bucket)
+        self._refs |= {id_: ref for id_, row in world.rows.items() if (ref := ref_in(row))}
+        return world
+
+    def play(
+        self, what: Callable[..., None], *arguments: str, clear_on_success: bool = False, exit_code: int = 0
+    ) -> list[Step]:
+        """Play a process that should end with ``exit_code``, and return its steps."""
+        environment = CLEAR_ON_SUCCESS if clear_on_success else {}
+        process = AirflowProcess(what, *arguments, tag=secrets.token_hex(6), environment=environment)
+        before = dict(self._expected)
+        steps: list[Step] = []
+        for step in process.steps():
+            if not steps or steps[-1].task != step.task:
+                print(f"  task {step.task} in process {step.pid}")
+            if clear_on_success:
+                # The tasks before this one have succeeded.
+                self._expected = {i: v for i, v in self._expected.items() if i in before or i.owner == step.owner}
+            steps.append(step)
+            self._check_step(step)
+        if clear_on_success:
+            self._expected = before
+        self._check_end(process, exit_code, before)
+        return steps
+
+    def _check_step(self, step: Step) -> None:
+        """Check all rows and objects there are, and show those of the step."""
+        id_ = Id(step.owner, step.key)
+        match step.operation:
+            case "set":
+                self._expected[id_] = step.value
+                self.tags.add(str(step.value).split()[-1])
+            case "delete":
+                self._expected.pop(id_, None)
+            case "clear":
+                self._expected = {i: v for i, v in self._expected.items() if i.owner != step.owner}
+        world = self.look()
+        ok = world.holds(self._expected)
+        if step.operation == "get":
+            ok = ok and step.value == self._expected.get(id_)
+            shown = f"-> {step.value!r}"
+        else:
+            rows = [_shortened(row) for i, row in world.rows.items() if _touches(step, i)]
+            refs = [ref for i, ref in self._refs.items() if _touches(step, i)]
+            objects = [world.objects[ref] for ref in refs if ref in world.objects]
+            shown = f"{_listed(rows):<66}{_listed(objects)}"
+        self.check(ok, f"{step.operation:<7}{step.key:<12}{shown}", self._difference(world))
+
+    def _check_end(self, process: AirflowProcess, exit_code: int, before: dict[Id, Any]) -> None:
+        world = self.look()
+        rows = {id_: row for id_, row in world.rows.items() if id_ not in before}
+        left = f"rows: {len(rows)}, objects: {len(world.objects) - len(before)}"
+        self.check(
+            process.exit_code == exit_code and world.holds(self._expected),
+            f"process {process.pid} ended with exit code {process.exit_code}, and left {left}",
+            self._difference(world),
+        )
+        for id_, row in rows.items():
+            print(f"      {id_.key}: {row}")
+
+    def _difference(self, world: World) -> str:
+        return (
+            f"expected the values {_json([[*i, v] for i, v in self._expected.items()])}, one object each; found the "
+            f"rows {_json([[*i, row] for i, row in world.rows.items()])} and the objects {_json(world.objects)}"
+        )
+
+
+def _touches(step: Step, id_: Id) -> bool:
+    return step.owner == id_.owner and (step.operation == "clear" or step.key == id_.key)
+
+
+def _shortened(row: str) -> str:
+    """The row without the middle of its reference."""
+    ref = ref_in(row)
+    if ref is None:
+        return row
+    parts = ref.split("/")
+    return row.replace(ref, "/".join([*parts[:4], "…", *parts[-2:]]))
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return ", ".join(texts) or "none"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
