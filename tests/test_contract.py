@@ -1,0 +1,499 @@
+"""What CONTRACTS asks of a backend, row by row, on each kind of store; rows on names alone are in test_keys.py."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from airflow.sdk.state import AssetScope, BaseStoreBackend, TaskScope
+
+from async_state import AsyncStateBackend, Settings
+from async_state.errors import (
+    InvalidKeyError,
+    InvalidScopeError,
+    InvalidValueError,
+    MissingObjectError,
+    UntrustedRefError,
+)
+from async_state.keys import Plane, object_name
+from async_state.objects import Objects
+
+SettingsOf = Callable[..., Settings]
+BackendOf = Callable[..., AsyncStateBackend]
+
+VALUES: list[Any] = [
+    "spark_app_001",
+    "",
+    0,
+    False,
+    True,
+    [],
+    {},
+    -0.5,
+    1e300,
+    10**40,
+    "null",
+    '"quoted"',
+    "\x00\x1f\n\u2028 é \U0001f4a5 \ud800",
+    "s3://state/elsewhere/v1/task/d/r/t/-1/worker/k",
+    {"__airflow_state_ref__": "s3://state/x"},
+    {"nested": [1, [2, {"three": None}], "four"], "": {"empty": ""}},
+    "x" * 300_000,
+]
+KEYS = [
+    "k",
+    "a/b",
+    "../x",
+    "/",
+    "//",
+    "with space",
+    "100%",
+    "a%2Fb",
+    "*?[a]",
+    "\n\t\x00",
+    "ключ-\U0001f511",
+    "k.gz",
+    "~",
+]
+KEYS += ["k" * 512, "é" * 512, "CON", "-", "key=value&x=+y", "'\"<>", "...", ".hidden"]
+
+
+def store(backend: AsyncStateBackend, scope: Any, key: str, value: Any) -> str:
+    """What Airflow's accessors call on ``set``."""
+    if hasattr(scope, "dag_id"):
+        return backend.serialize_task_state_store_to_ref(value=value, key=key, scope=scope)
+    return backend.serialize_asset_state_store_to_ref(value=value, key=key, scope=scope)
+
+
+def resolve(backend: AsyncStateBackend, ref: str) -> Any:
+    return backend.deserialize_task_state_store_from_ref(ref)
+
+
+def test_contract_01_rows_come_back_byte_for_byte(backend: AsyncStateBackend, task: TaskScope) -> None:
+    assert backend.get(task, "k") is None
+    for text in ('{"a":  1}', "null", '""', json.dumps("é"), '"é"', " 1 "):
+        backend.set(task, "k", text)
+        assert backend.get(task, "k") == text
+
+
+def test_contract_02_every_json_value_comes_back(backend: AsyncStateBackend, task: TaskScope) -> None:
+    for value in VALUES:
+        found = resolve(backend, store(backend, task, "k", value))
+        assert found == value
+        assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("value", [math.nan, [math.inf], datetime.datetime.now(tz=datetime.timezone.utc), (1,), None])
+def test_contract_03_a_refused_value_changes_nothing(backend: AsyncStateBackend, task: TaskScope, value: Any) -> None:
+    ref = store(backend, task, "k", "before")
+    with pytest.raises(InvalidValueError):
+        store(backend, task, "k", value)
+    assert resolve(backend, ref) == "before"
+
+
+def test_contract_04_a_value_that_looks_like_airflows_marker(backend: AsyncStateBackend, asset: AssetScope) -> None:
+    value = {"__airflow_state_ref__": "s3://state/elsewhere"}
+    ref = store(backend, asset, "k", value)
+    assert backend.deserialize_asset_state_store_from_ref(ref) == value
+
+
+def test_contract_05_a_ref_depends_on_scope_and_key_alone(
+    store_settings: SettingsOf, opened: BackendOf, task: TaskScope
+) -> None:
+    refs = {
+        store(opened(store_settings(compression=compression)), task, "k", value)
+        for compression in ("none", "gzip", "zstd")
+        for value in (1, "x" * 5000)
+    }
+    assert len(refs) == 1
+
+
+def test_contract_06_a_ref_is_the_objects_url(
+    store_settings: SettingsOf, backend: AsyncStateBackend, task: TaskScope
+) -> None:
+    ref = store(backend, task, "job_id", "x")
+    run = "manual__2026-01-01T00:00:00%2B00:00"
+    assert ref == f"{store_settings().url}/v1/task/{task.dag_id}/{run}/task/-1/worker/job_id"
+    with pytest.raises(ValueError, match="Expecting value"):
+        json.loads(ref)
+
+
+def test_contract_07_inline_text_is_resolved_too(backend: AsyncStateBackend) -> None:
+    for value in VALUES:
+        inline = json.dumps(value)
+        assert backend.deserialize_task_state_store_from_ref(inline) == value
+        assert backend.deserialize_asset_state_store_from_ref(inline) == value
+        backend.purge_task_state(inline)
+
+
+def test_contract_08_small_values_stay_inline(
+    store_settings: SettingsOf, opened: BackendOf, task: TaskScope, asset: AssetScope
+) -> None:
+    backend = opened(store_settings(inline_threshold=10))
+    for scope in (task, asset):
+        # As the base class writes it, whatever that will be.
+        assert store(backend, scope, "k", "12345678") == json.dumps("12345678")
+        large = store(backend, scope, "k", "123456789")
+        assert large.startswith(store_settings().url)
+        assert resolve(backend, large) == "123456789"
+
+
+def test_contract_08_a_value_that_shrinks_is_not_read_stale(
+    store_settings: SettingsOf, opened: BackendOf, task: TaskScope
+) -> None:
+    backend = opened(store_settings(inline_threshold=10))
+    large = store(backend, task, "k", "x" * 100)
+    assert resolve(backend, store(backend, task, "k", "small")) == "small"
+    assert backend.get(task, "k") is None
+    backend.delete(task, "k")
+    assert resolve(backend, large) is None
+
+
+def test_contract_09_a_ref_whose_object_is_gone(
+    store_settings: SettingsOf, opened: BackendOf, task: TaskScope, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = opened(store_settings())
+    ref = store(backend, task, "k", "x")
+    backend.clear(task)
+    caplog.clear()
+    assert backend.deserialize_task_state_store_from_ref(ref) is None
+    assert backend.deserialize_asset_state_store_from_ref(ref) is None
+    warnings = [r.getMessage() for r in caplog.records if r.name.startswith("async_state")]
+    assert len(warnings) == 2
+    assert all(ref in warning for warning in warnings)
+    strict = opened(store_settings(on_missing="raise"))
+    with pytest.raises(MissingObjectError, match="on_missing"):
+        strict.deserialize_task_state_store_from_ref(ref)
+
+
+@pytest.mark.parametrize("later", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("earlier", ["none", "gzip", "zstd"])
+def test_contract_10_refs_outlive_a_change_of_compression(
+    store_settings: SettingsOf, opened: BackendOf, task: TaskScope, earlier: str, later: str
+) -> None:
+    value = ["repeated"] * 1000
+    ref = store(opened(store_settings(compression=earlier, compression_threshold=1)), task, "k", value)
+    backend = opened(store_settings(compression=later, compression_threshold=1))
+    assert resolve(backend, ref) == value
+    # Nothing is stranded: the same object is overwritten and deleted.
+    assert store(backend, task, "k", "new") == ref
+    backend.delete(task, "k")
+    assert resolve(backend, ref) is None
+
+
+def test_contract_10_refs_outlive_a_change_of_url(
+    store_settings: SettingsOf, opened: BackendOf, task: TaskScope
+) -> None:
+    old_url = store_settings().url
+    old_ref = store(opened(store_settings()), task, "k", "old")
+    new_url = f"{old_url}/moved" if old_url.startswith(("s3", "file")) else f"{old_url}-moved"
+    without = opened(store_settings(url=new_url))
+    with pytest.raises(UntrustedRefError, match="trusted_urls"):
+        resolve(without, old_ref)
+    with pytest.raises(UntrustedRefError):
+        without.purge_many([store(without, task, "k", "new"), old_ref])
+    backend = opened(store_settings(url=new_url, trusted_urls=(f"{old_url}/",)))
+    new_ref = store(backend, task, "k", "new")
+    assert (resolve(backend, old_ref), resolve(backend, new_ref)) == ("old", "new")
+    backend.purge_task_state(old_ref)
+    assert (resolve(backend, old_ref), resolve(backend, new_ref)) == (None, "new")
+
+
+def test_contract_11_scopes_of_the_wrong_type(backend: AsyncStateBackend, task: TaskScope) -> None:
+    backend.set(task, "k", "1")
+    for scope in (None, "dag", object(), 1):
+        bad: Any = scope
+        for operation in (
+            lambda: backend.get(bad, "k"),  # noqa: B023
+            lambda: backend.set(bad, "k", "1"),  # noqa: B023
+            lambda: backend.delete(bad, "k"),  # noqa: B023
+            lambda: backend.clear(bad),  # noqa: B023
+            lambda: backend.serialize_task_state_store_to_ref(value=1, key="k", scope=bad),  # noqa: B023
+            lambda: backend.serialize_asset_state_store_to_ref(value=1, key="k", scope=bad),  # noqa: B023
+        ):
+            with pytest.raises(InvalidScopeError):
+                operation()
+    assert backend.get(task, "k") == "1"
+
+
+def test_contract_12_13_a_task_is_matched_exactly(backend: AsyncStateBackend, task: TaskScope) -> None:
+    others = [
+        TaskScope(task.dag_id, task.run_id, task.task_id, 0),
+        TaskScope(task.dag_id, task.run_id, task.task_id, 1),
+        TaskScope(task.dag_id, task.run_id, task.task_id, 10),
+        TaskScope(task.dag_id, task.run_id, "task2"),
+        TaskScope(task.dag_id, "manual__2026-01-02T00:00:00+00:00", task.task_id),
+        TaskScope(f"{task.dag_id}2", task.run_id, task.task_id),
+    ]
+    refs = [store(backend, scope, "k", i) for i, scope in enumerate([task, *others])]
+    assert [resolve(backend, ref) for ref in refs] == list(range(len(refs)))
+    # A retry is the same scope.
+    assert store(backend, TaskScope(task.dag_id, task.run_id, task.task_id), "k", "retry") == refs[0]
+
+
+def test_contract_14_name_uri_and_id_never_collide(backend: AsyncStateBackend) -> None:
+    unused = str(uuid.uuid4().int)
+    scopes = [AssetScope(name=unused), AssetScope(uri=unused), AssetScope(asset_id=int(unused))]
+    for scope in scopes:
+        backend.set(scope, "k", json.dumps(str(scope)))
+    backend.clear(scopes[0])
+    assert [backend.get(scope, "k") for scope in scopes] == [None, *(json.dumps(str(s)) for s in scopes[1:])]
+
+
+def test_contract_15_every_key_has_an_object_of_its_own(backend: AsyncStateBackend, task: TaskScope) -> None:
+    refs = {key: store(backend, task, key, key) for key in KEYS}
+    assert len(set(refs.values())) == len(KEYS)
+    assert {key: resolve(backend, ref) for key, ref in refs.items()} == {key: key for key in KEYS}
+    for gone in KEYS:
+        backend.delete(task, gone)
+        del refs[gone]
+        assert all(resolve(backend, ref) == key for key, ref in refs.items())
+
+
+def test_contract_15_ids_of_every_kind(backend: AsyncStateBackend) -> None:
+    long = "/\U0001f4a5" * 125
+    scopes = [TaskScope(long, long, long, 2**31 - 1), TaskScope(long, long, long[:-1] + "x", 2**31 - 1)]
+    scopes += [TaskScope("../..", ".", "..", 0), TaskScope("..", "../.", "..", 0)]
+    assets = [
+        AssetScope(name="a/b"),
+        AssetScope(uri="s3://bucket/a?b=c#d"),
+        AssetScope(name=long),
+        AssetScope(uri=long),
+    ]
+    every: list[Any] = [*scopes, *assets]
+    for scope in every:
+        backend.clear(scope)
+    refs = [store(backend, scope, "k" * 512, i) for i, scope in enumerate(every)]
+    assert [resolve(backend, ref) for ref in refs] == list(range(len(every)))
+    for scope in every:
+        backend.clear(scope)
+    assert [resolve(backend, ref) for ref in refs] == [None] * len(every)
+
+
+@pytest.mark.parametrize("key", ["", ".", "..", "k" * 513])
+def test_contract_15_a_refused_key_changes_nothing(backend: AsyncStateBackend, task: TaskScope, key: str) -> None:
+    ref = store(backend, task, "k", "before")
+    backend.set(task, "k", '"before"')
+    for operation in (
+        lambda: store(backend, task, key, "x"),
+        lambda: backend.set(task, key, '"x"'),
+        lambda: backend.get(task, key),
+        lambda: backend.delete(task, key),
+    ):
+        with pytest.raises(InvalidKeyError):
+            operation()
+    assert resolve(backend, ref) == "before"
+    assert backend.get(task, "k") == '"before"'
+
+
+def test_contract_16_a_dag_called_assets(backend: AsyncStateBackend) -> None:
+    dags = [TaskScope(word, "name", "worker", 0) for word in ("assets", "asset", "task", "v1")]
+    assets = [AssetScope(name=word) for word in ("assets", "task", "name")]
+    every: list[Any] = [*dags, *assets]
+    refs = {i: store(backend, scope, "k", i) for i, scope in enumerate(every)}
+    for i, scope in enumerate(every):
+        backend.clear(scope)
+        assert resolve(backend, refs.pop(i)) is None
+        assert all(resolve(backend, ref) == n for n, ref in refs.items())
+
+
+def test_contract_17_set_overwrites(backend: AsyncStateBackend, task: TaskScope) -> None:
+    ref = store(backend, task, "k", "x" * 1000)
+    assert store(backend, task, "k", "short") == ref
+    assert resolve(backend, ref) == "short"
+
+
+def test_contract_18_delete_touches_its_key_alone(backend: AsyncStateBackend, task: TaskScope) -> None:
+    backend.delete(task, "never set")
+    refs = {key: store(backend, task, key, key) for key in ("k", "k2", "kk", "k/1")}
+    backend.set(task, "k", '"row"')
+    backend.set(task, "k2", '"row"')
+    backend.delete(task, "k")
+    backend.delete(task, "k")
+    assert {key: resolve(backend, ref) for key, ref in refs.items()} == {
+        "k": None,
+        "k2": "k2",
+        "kk": "kk",
+        "k/1": "k/1",
+    }
+    assert (backend.get(task, "k"), backend.get(task, "k2")) == (None, '"row"')
+
+
+def mapped(task: TaskScope, index: int, task_id: str = "task") -> TaskScope:
+    return TaskScope(task.dag_id, task.run_id, task_id, index)
+
+
+def test_contract_19_clear_takes_its_map_index_alone(backend: AsyncStateBackend, task: TaskScope) -> None:
+    scopes = [mapped(task, 1), mapped(task, 10), mapped(task, -1), mapped(task, 1, "task2")]
+    refs = [store(backend, scope, key, key) for scope in scopes for key in ("a", "b/c")]
+    backend.clear(mapped(task, 2))
+    assert None not in [resolve(backend, ref) for ref in refs]
+    backend.clear(scopes[0])
+    assert [resolve(backend, ref) for ref in refs] == [None, None, "a", "b/c", "a", "b/c", "a", "b/c"]
+    backend.clear(scopes[0])
+
+
+def test_contract_19_clear_of_all_map_indices(backend: AsyncStateBackend, task: TaskScope, asset: AssetScope) -> None:
+    refs = [store(backend, mapped(task, index), "k", index) for index in (-1, 0, 1, 10)]
+    other = store(backend, mapped(task, 0, "task2"), "k", "other")
+    assets = [store(backend, scope, "k", "asset") for scope in (asset, AssetScope(name=f"{asset.name}2"))]
+    backend.clear(mapped(task, 0), all_map_indices=True)
+    assert [resolve(backend, ref) for ref in refs] == [None] * 4
+    assert resolve(backend, other) == "other"
+    backend.clear(asset, all_map_indices=True)
+    assert [resolve(backend, ref) for ref in assets] == [None, "asset"]
+
+
+@pytest.mark.anyio
+async def test_contract_19_clear_beyond_a_thousand_objects(backend: AsyncStateBackend, task: TaskScope) -> None:
+    # Written below the backend, many at a time, since only their number matters.
+    count = 1001
+    objects: Objects = backend._objects
+    import anyio
+
+    async with anyio.create_task_group() as group:
+        for i in range(count):
+            group.start_soon(objects.write, object_name(task, f"k{i}", Plane.WORKER), "1")
+    kept = await backend.aserialize_task_state_store_to_ref(value="kept", key="k", scope=mapped(task, 0))
+    await backend.aclear(task)
+    base = backend._settings.url
+    for i in (0, 999, 1000):
+        assert await objects.read(base, object_name(task, f"k{i}", Plane.WORKER)) is None
+    assert await backend.adeserialize_task_state_store_from_ref(kept) == "kept"
+
+
+@pytest.mark.anyio
+async def test_contract_20_session_and_expiry_are_accepted(backend: AsyncStateBackend, task: TaskScope) -> None:
+    session: Any = object()
+    expiry = datetime.datetime.now(tz=datetime.timezone.utc)
+    await backend.aset(task, "k", "1", expires_at=expiry, session=session)
+    assert await backend.aget(task, "k", session=session) == "1"
+    await backend.adelete(task, "k", session=session)
+    await backend.aclear(task, all_map_indices=False, session=session)
+
+
+def test_contract_20_session_and_expiry_are_accepted_without_a_loop(
+    backend: AsyncStateBackend, task: TaskScope
+) -> None:
+    session: Any = object()
+    backend.set(task, "k", "1", expires_at=datetime.datetime.now(tz=datetime.timezone.utc), session=session)
+    assert backend.get(task, "k", session=session) == "1"
+    backend.delete(task, "k", session=session)
+    backend.clear(task, all_map_indices=False, session=session)
+
+
+@pytest.mark.anyio
+async def test_contract_21_coroutines_do_what_their_methods_do(
+    backend: AsyncStateBackend, task: TaskScope, asset: AssetScope
+) -> None:
+    await backend.aset(task, "k", '"row"')
+    assert await backend.aget(task, "k") == '"row"' == backend.get(task, "k")
+    task_ref = await backend.aserialize_task_state_store_to_ref(value=[1], key="k", scope=task)
+    asset_ref = await backend.aserialize_asset_state_store_to_ref(value=[2], key="k", scope=asset)
+    assert task_ref == backend.serialize_task_state_store_to_ref(value=[1], key="k", scope=task)
+    assert asset_ref == backend.serialize_asset_state_store_to_ref(value=[2], key="k", scope=asset)
+    assert await backend.adeserialize_task_state_store_from_ref(task_ref) == [1]
+    assert await backend.adeserialize_asset_state_store_from_ref(asset_ref) == [2]
+    await backend.adelete(task, "k")
+    assert (await backend.aget(task, "k"), backend.deserialize_task_state_store_from_ref(task_ref)) == (None, None)
+    await backend.apurge_asset_state(asset_ref)
+    assert await backend.adeserialize_asset_state_store_from_ref(asset_ref) is None
+    await backend.aset(asset, "k", "1")
+    await backend.aclear(asset)
+    assert await backend.aget(asset, "k") is None
+
+
+@pytest.mark.anyio
+async def test_purge_many_takes_just_its_refs(backend: AsyncStateBackend, task: TaskScope) -> None:
+    refs = [await backend.aserialize_task_state_store_to_ref(value=i, key=f"k{i}", scope=task) for i in range(30)]
+    await backend.apurge_many([])
+    await backend.apurge_many([*refs[:20], refs[0], '"inline"'])
+    found = [await backend.adeserialize_task_state_store_from_ref(ref) for ref in refs]
+    assert found == [None] * 20 + list(range(20, 30))
+    backend.purge_task_state(refs[20])
+    backend.purge_asset_state(refs[20])
+    backend.purge_many(refs[21:])
+    assert [await backend.adeserialize_task_state_store_from_ref(ref) for ref in refs] == [None] * 30
+
+
+def test_a_backend_works_on_after_close(store_settings: SettingsOf, task: TaskScope) -> None:
+    with AsyncStateBackend(store_settings()) as backend:
+        ref = store(backend, task, "k", 1)
+    assert resolve(backend, ref) == 1
+    backend.close()
+    backend.close()
+
+
+@pytest.mark.anyio
+async def test_a_backend_is_an_asynchronous_context_manager_too(store_settings: SettingsOf, task: TaskScope) -> None:
+    async with AsyncStateBackend(store_settings()) as backend:
+        ref = await backend.aserialize_task_state_store_to_ref(value=1, key="k", scope=task)
+    assert await backend.adeserialize_task_state_store_from_ref(ref) == 1
+    await backend.aclose()
+
+
+def test_contract_25_importing_and_constructing_do_no_io() -> None:
+    """In a fresh interpreter: no AWS library, no thread, nothing on the disk; the plain import not even Airflow."""
+    import os
+    import subprocess
+    import sys
+
+    program = """
+import sys, threading, pathlib, os
+import async_state
+assert not [m for m in sys.modules if m.startswith(("airflow", "anyio"))]
+async_state.AsyncStateBackend()
+async_state.AsyncStateBackend(async_state.Settings(url="s3://bucket/prefix"))
+assert not [m for m in sys.modules if m.startswith(("aiobotocore", "botocore", "aiohttp"))]
+assert threading.active_count() == 1
+assert not (pathlib.Path(os.environ["AIRFLOW_HOME"]) / "async_state").exists()
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, env=dict(os.environ))
+
+
+def test_contract_27_both_copies_of_the_base_class_and_of_the_scopes(
+    backend: AsyncStateBackend, task: TaskScope, asset: AssetScope
+) -> None:
+    from airflow._shared import state as core
+
+    assert isinstance(backend, BaseStoreBackend)
+    assert isinstance(backend, core.BaseStoreBackend)
+    core_task = core.TaskScope(task.dag_id, task.run_id, task.task_id, task.map_index)
+    backend.set(core_task, "k", '"by the server"')  # type: ignore[arg-type]
+    assert backend.get(task, "k") == '"by the server"'
+    core_asset = core.AssetScope(asset_id=7)
+    backend.set(core_asset, "k", "1")  # type: ignore[arg-type]
+    backend.clear(core_asset)  # type: ignore[arg-type]
+    assert backend.get(AssetScope(asset_id=7), "k") is None
+
+
+def test_contract_27_a_worker_without_airflow_core() -> None:
+    """core can't be uninstalled here: its copy of the class is hidden from a fresh interpreter instead."""
+    import os
+    import subprocess
+    import sys
+
+    program = """
+import sys
+sys.modules["airflow._shared.state"] = None
+from airflow.sdk.state import BaseStoreBackend, TaskScope
+from async_state import AsyncStateBackend, Settings
+backend = AsyncStateBackend(Settings(url="memory://x"))
+assert isinstance(backend, BaseStoreBackend)
+ref = backend.serialize_task_state_store_to_ref(value=1, key="k", scope=TaskScope("d", "r", "t"))
+assert backend.deserialize_task_state_store_from_ref(ref) == 1
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, env=dict(os.environ))
+
+
+def test_one_backend_on_both_sides_keeps_value_and_row_apart(backend: AsyncStateBackend, task: TaskScope) -> None:
+    ref = store(backend, task, "k", "value")
+    row = json.dumps({"__airflow_state_ref__": ref})
+    backend.set(task, "k", row)
+    assert backend.get(task, "k") == row
+    assert resolve(backend, ref) == "value"
