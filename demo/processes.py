@@ -21,7 +21,7 @@ class AirflowProcess:
     """A process that runs ``what`` with Airflow imported.
 
     Parameters:
-        what: `run_dag` or `run_command`.
+        what: `dag_test` or `airflow`.
         arguments: of ``what``.
         tag: what `watch.tagged` marks values with.
         environment: set in the process.
@@ -38,6 +38,7 @@ class AirflowProcess:
         # Held open on this side too, it would never tell its end.
         theirs.close()
         self.pid = self._process.pid
+        self.title = " ".join([what.__name__, *arguments])
 
     def steps(self) -> Iterator[Step]:
         """Yield each step of its tasks, which wait meanwhile; and end when the process does.
@@ -66,7 +67,7 @@ class AirflowProcess:
         return self._process.exitcode
 
 
-def run_dag(dag_id: str) -> None:
+def dag_test(dag_id: str) -> None:
     """Run all tasks of the DAG in this process."""
     from airflow.dag_processing.dagbag import DagBag
 
@@ -74,7 +75,7 @@ def run_dag(dag_id: str) -> None:
     sys.exit(run.state != "success")
 
 
-def run_command(*arguments: str) -> None:
+def airflow(*arguments: str) -> None:
     """Be the command ``airflow``."""
     from airflow.__main__ import main
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,9 @@ class Stage:
         self, what: Callable[..., None], *arguments: str, clear_on_success: bool = False, exit_code: int = 0
     ) -> list[Step]:
         """Play a process that should end with ``exit_code``, and return its steps."""
+        before = dict(self._expected)
         environment = CLEAR_ON_SUCCESS if clear_on_success else {}
         process = AirflowProcess(what, *arguments, tag=secrets.token_hex(6), environment=environment)
-        before = dict(self._expected)
         steps: list[Step] = []
         for step in process.steps():
             if not steps or steps[-1].task != step.task:
@@ -91,13 +91,15 @@ class Stage:
             shown = f"{_listed(rows):<66}{_listed(objects)}"
         self.check(ok, f"{step.operation:<7}{step.key:<12}{shown}", self._difference(world))
 
-    def _check_end(self, process: AirflowProcess, exit_code: int, before: dict[Id, Any]) -> None:
+    def _check_end(self, process: AirflowProcess, exit_code: int, before: Collection[Id]) -> None:
+        """Check the process's exit code and all that is stored, and show what it has added to that."""
         world = self.look()
         rows = {id_: row for id_, row in world.rows.items() if id_ not in before}
-        left = f"rows: {len(rows)}, objects: {len(world.objects) - len(before)}"
+        objects = world.objects.keys() - {self._refs.get(id_) for id_ in before}
         self.check(
             process.exit_code == exit_code and world.holds(self._expected),
-            f"process {process.pid} ended with exit code {process.exit_code}, and left {left}",
+            f"{process.title}: process {process.pid} ended with exit code {process.exit_code}, "
+            f"leaving rows: {len(rows)}, objects: {len(objects)}",
             self._difference(world),
         )
         for id_, row in rows.items():

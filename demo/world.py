@@ -38,7 +38,7 @@ class World:
     def holds(self, values: Mapping[Id, Any]) -> bool:
         """Tell whether rows refer to exactly these values, one object each, and whether there is nothing else."""
         refs = {id_: ref_in(row) for id_, row in self.rows.items()}
-        found = {id_: json.loads(self.objects[ref]) for id_, ref in refs.items() if ref in self.objects}
+        found = {id_: json.loads(self.objects[ref]) for id_, ref in refs.items() if ref and ref in self.objects}
         return found == values and len(self.rows) == len(self.objects) == len(values)
 
 
