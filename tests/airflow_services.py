@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
 
@@ -23,13 +23,14 @@ from tests.servers import free_port
 
 T = TypeVar("T")
 
-# Ten times what they take on two quiet cores.
-_MIGRATE_SECONDS = 60.0
-_START_SECONDS = 120.0
-_RUN_SECONDS = 120.0
-_STOP_SECONDS = 15.0
-_POLL_SECONDS = 0.3
-_TAIL_LINES = 40
+# Some ten times what they take on two quiet cores.
+_MIGRATE_SECONDS: Final = 60.0
+_START_SECONDS: Final = 120.0
+_RUN_SECONDS: Final = 120.0
+_STOP_SECONDS: Final = 15.0
+_POLL_SECONDS: Final = 0.3
+_TAIL_LINES: Final = 40
+_TAIL_COLUMNS: Final = 2000
 
 
 @dataclass
@@ -53,13 +54,14 @@ class Services:
     def __post_init__(self) -> None:
         self._port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._abandoned = False
         for directory in (self.logs, self.printed, self.home / "dags"):
             directory.mkdir(parents=True)
         shutil.copy(self.dag_file, self.home / "dags")
         # Without one, each of them would write its own.
         (self.home / "airflow.cfg").touch()
         url = f"http://127.0.0.1:{self._port}"
-        self._api = httpx.Client(base_url=url, timeout=30, trust_env=False)
+        self._api = httpx.Client(base_url=url, timeout=60, trust_env=False)
         self._environment = {
             # Nothing of pytest's environment: neither the Airflow that is configured there, nor anyone's AWS account.
             "PATH": os.environ["PATH"],
@@ -119,10 +121,16 @@ class Services:
             self._start("dag-processor", "dag-processor")
             token = self._wait_for("the API server", _START_SECONDS, self._token)
             self._api.headers["Authorization"] = f"Bearer {token}"
+            # Its first request takes seconds, while it builds every version of itself; the tasks' must not be it.
+            self._api.get("/execution/health").raise_for_status()
             yield
         finally:
             self._stop()
             self._api.close()
+
+    def abandon(self) -> None:
+        """Make whatever waits for the services, on another thread, give up."""
+        self._abandoned = True
 
     def get(self, path: str, **parameters: str | int) -> Any:
         """Return what the public REST API answers, below ``/api/v2``."""
@@ -153,7 +161,8 @@ class Services:
         tails = []
         for path in self.log_files():
             lines = path.read_text(errors="replace").splitlines()
-            tails += [f"--- the end of {path.relative_to(self.home)} ({len(lines)} lines)", *lines[-_TAIL_LINES:]]
+            tails.append(f"--- the end of {path.relative_to(self.home)} ({len(lines)} lines)")
+            tails += [line[:_TAIL_COLUMNS] for line in lines[-_TAIL_LINES:]]
         return "\n".join(tails)
 
     def cells(self) -> Iterator[tuple[str, str]]:
@@ -191,6 +200,7 @@ class Services:
         while time.monotonic() < deadline:
             if found := answer():
                 return found
+            assert not self._abandoned, f"{what} is no longer waited for"
             for name, process in self._processes.items():
                 assert process.poll() is None, f"{name} ended with {process.returncode}\n{self.tails()}"
             time.sleep(_POLL_SECONDS)

@@ -6,13 +6,13 @@ alone, logging at INFO. See tests/dags/state_services.py for what the tasks do.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ import pytest
 from async_state.testing import REGION, Answer, FakeS3, Request
 from tests.airflow_services import Services
 
+BOTH_SIDES = "both sides"
+WORKERS_ONLY = "the workers only"
 BACKEND = "async_state.AsyncStateBackend"
 BUCKET = "state"
 DAG = "state_services"
@@ -46,23 +48,56 @@ ASSET_VALUES = {
 }
 
 
-@dataclass
 class Deployment:
-    """What one set of services did, after they have stopped.
+    """A set of services, what they are given, and what they answered before they were stopped.
 
     What must not be found (``value``, ``access_key``, ``secret_key``) and what must be (``marker``) look alike, so that
     a search that finds the one would find the other.
     """
 
-    home: Path
-    services: Services
-    url: str
-    value: str
-    marker: str
-    access_key: str
-    secret_key: str
-    answers: dict[str, Any] = field(default_factory=dict)
-    signatures: set[str] = field(default_factory=set)
+    def __init__(self, home: Path, moto: FakeS3, *, both_sides: bool) -> None:
+        self.home = home
+        self.moto = moto
+        self.value, self.marker, self.secret_key = (secrets.token_hex(20) for _ in range(3))
+        self.access_key = f"AKIA{secrets.token_hex(16).upper()}"
+        self.url = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+        self.answers: dict[str, Any] = {}
+        self.signatures: set[str] = set()
+        store = {
+            **moto.environment,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AIRFLOW__ASYNC_STATE__URL": self.url,
+        }
+        (home / "messages").mkdir(parents=True)
+        self.services = Services(
+            home / "airflow",
+            DAG_FILE,
+            common={"AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG" if both_sides else "INFO"},
+            # With the backend on the worker's side alone, the API server knows neither the store nor its credentials.
+            server={**store, "AIRFLOW__STATE_STORE__BACKEND": BACKEND} if both_sides else {},
+            worker={
+                **store,
+                "AIRFLOW__WORKERS__STATE_STORE_BACKEND": BACKEND,
+                "SERVICES_VALUE": self.value,
+                "SERVICES_MESSAGES": str(home / "messages"),
+            },
+        )
+
+    def run(self, database: Path) -> None:
+        """Start the services on a copy of the database, run the DAG, and stop them."""
+        shutil.copy(database, self.services.database)
+        instances = f"dags/{DAG}/dagRuns/{RUN}/taskInstances"
+        with self.services.running():
+            self.services.run_dag(DAG, RUN, {"marker": self.marker})
+            self.answers["instances"] = self.services.get(instances)
+            self.answers["assets"] = self.services.get("assets")
+            for task, index in ("basics", -1), ("mapped", 0), ("mapped", 1), ("retried", -1):
+                answer = self.services.get(f"{instances}/{task}/state-store", map_index=index)
+                self.answers[f"{TASK}/{task}/{index}"] = answer
+            for asset in self.answers["assets"]["assets"]:
+                self.answers[asset["name"]] = self.services.get(f"assets/{asset['id']}/state-store")
+        self.signatures = {r.headers["authorization"] for r in self.moto.requests if self.prefix in r.path}
 
     @property
     def prefix(self) -> str:
@@ -97,57 +132,37 @@ def kinds(places: set[str]) -> set[str]:
     return {place.partition(" ")[0] for place in places}
 
 
-def deploy(home: Path, moto: FakeS3, database: Path, *, both_sides: bool) -> Deployment:
-    """Run the DAG under services of its own, and stop them."""
-    value, marker, key = secrets.token_hex(16), secrets.token_hex(16), secrets.token_hex(16)
-    url = f"s3://{BUCKET}/{uuid.uuid4().hex}"
-    (home / "messages").mkdir(parents=True)
-    store = {
-        **moto.environment,
-        "AWS_ACCESS_KEY_ID": f"AKIA{key.upper()}",
-        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
-        "AIRFLOW__ASYNC_STATE__URL": url,
-    }
-    services = Services(
-        home / "airflow",
-        DAG_FILE,
-        common={"AIRFLOW__LOGGING__LOGGING_LEVEL": "DEBUG" if both_sides else "INFO"},
-        server={**store, "AIRFLOW__STATE_STORE__BACKEND": BACKEND} if both_sides else {},
-        worker={
-            **store,
-            "AIRFLOW__WORKERS__STATE_STORE_BACKEND": BACKEND,
-            "SERVICES_VALUE": value,
-            "SERVICES_MESSAGES": str(home / "messages"),
-        },
-    )
-    shutil.copy(database, services.database)
-    deployment = Deployment(
-        home, services, url, value, marker, store["AWS_ACCESS_KEY_ID"], store["AWS_SECRET_ACCESS_KEY"]
-    )
-    instances = f"dags/{DAG}/dagRuns/{RUN}/taskInstances"
-    with services.running():
-        services.run_dag(DAG, RUN, {"marker": marker})
-        deployment.answers["instances"] = services.get(instances)
-        deployment.answers["assets"] = assets = services.get("assets")
-        for task, index in ("basics", -1), ("mapped", 0), ("mapped", 1), ("retried", -1):
-            answer = services.get(f"{instances}/{task}/state-store", map_index=index)
-            deployment.answers[f"{TASK}/{task}/{index}"] = answer
-        for asset in assets["assets"]:
-            deployment.answers[asset["name"]] = services.get(f"assets/{asset['id']}/state-store")
-    deployment.signatures = {
-        request.headers["authorization"] for request in moto.requests if deployment.prefix in request.path
-    }
-    return deployment
+class Deployments:
+    """Deployments by name, once their runs have ended."""
+
+    def __init__(self, deployments: Mapping[str, Deployment], runs: Mapping[str, Future[None]]) -> None:
+        self._deployments = deployments
+        self._runs = runs
+        self._told: set[str] = set()
+
+    def __getitem__(self, name: str) -> Deployment:
+        run = self._runs[name]
+        if run.exception() and name in self._told:
+            pytest.fail(
+                f"the services with the backend on {name} failed: see the first test that says why", pytrace=False
+            )
+        self._told.add(name)
+        run.result()
+        # pytest shows what was printed if the test fails, and only then.
+        print(self._deployments[name].services.tails())
+        return self._deployments[name]
 
 
 @pytest.fixture(scope="module")
-def deployments(
-    moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[Deployment]]]:
-    """Both deployments, running at the same time: each keeps one core busy for most of it."""
+def deployments(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployments]:
+    """Both deployments, running at the same time: either keeps one core busy for most of it."""
     home = tmp_path_factory.mktemp("services")
     migrated = Services(home / "migrated", DAG_FILE)
     migrated.migrate()
+    made = {
+        BOTH_SIDES: Deployment(home / "both-sides", moto_server, both_sides=True),
+        WORKERS_ONLY: Deployment(home / "workers-only", moto_server, both_sides=False),
+    }
     refused: set[str] = set()
 
     def refuse_once(request: Request) -> Answer | None:
@@ -159,50 +174,43 @@ def deployments(
 
     moto_server.intercept = refuse_once
     with ThreadPoolExecutor() as pool:
-        yield {
-            name: pool.submit(deploy, home / name, moto_server, migrated.database, both_sides=name == "both sides")
-            for name in ("both sides", "worker only")
-        }
+        runs = {name: pool.submit(deployment.run, migrated.database) for name, deployment in made.items()}
+        yield Deployments(made, runs)
+        # Where pytest was interrupted.
+        for deployment in made.values():
+            deployment.services.abandon()
     moto_server.intercept = None
 
 
 @pytest.fixture
-def both_sides(deployments: Mapping[str, Future[Deployment]]) -> Deployment:
-    return shown(deployments["both sides"].result())
+def both_sides(deployments: Deployments) -> Deployment:
+    return deployments[BOTH_SIDES]
 
 
 @pytest.fixture
-def worker_only(deployments: Mapping[str, Future[Deployment]]) -> Deployment:
-    return shown(deployments["worker only"].result())
+def workers_only(deployments: Deployments) -> Deployment:
+    return deployments[WORKERS_ONLY]
 
 
-@pytest.fixture(params=["both sides", "worker only"])
-def deployment(request: pytest.FixtureRequest, deployments: Mapping[str, Future[Deployment]]) -> Deployment:
-    return shown(deployments[request.param].result())
+@pytest.fixture(params=[BOTH_SIDES, WORKERS_ONLY])
+def deployment(request: pytest.FixtureRequest, deployments: Deployments) -> Deployment:
+    return deployments[request.param]
 
 
-def shown(deployment: Deployment) -> Deployment:
-    # pytest shows what was printed if the test fails, and only then.
-    print(deployment.services.tails())
-    return deployment
-
-
-def stored(deployment: Deployment, moto: FakeS3) -> dict[str, Any]:
+def stored(deployment: Deployment) -> dict[str, Any]:
     """Return every object below the deployment's URL, by name, read with another client than the backend's."""
     client = boto3.client(
         "s3",
-        endpoint_url=moto.url,
+        endpoint_url=deployment.moto.url,
         region_name=REGION,
         aws_access_key_id=deployment.access_key,
         aws_secret_access_key=deployment.secret_key,
     )
-    objects = {}
     prefix = f"{deployment.prefix}/"
-    for item in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]:
-        body = client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
-        objects[item["Key"].removeprefix(prefix)] = json.loads(body)
-    client.close()
-    return objects
+    with contextlib.closing(client):
+        names = [item["Key"] for item in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", ())]
+        bodies = [client.get_object(Bucket=BUCKET, Key=name)["Body"].read() for name in names]
+    return {name.removeprefix(prefix): json.loads(body) for name, body in zip(names, bodies, strict=True)}
 
 
 def value_objects(deployment: Deployment) -> dict[str, Any]:
@@ -228,7 +236,7 @@ def test_a_refused_write_is_explained_in_the_tasks_log(deployment: Deployment) -
     assert f"could not put {deployment.url}/{TASK}/retried/-1/worker/denied" in log.read_text()
 
 
-def test_backend_on_both_sides_keeps_values_and_rows_apart(both_sides: Deployment, moto_server: FakeS3) -> None:
+def test_backend_on_both_sides_keeps_values_and_rows_apart(both_sides: Deployment) -> None:
     rows = {}
     for scope, key in TASK_VALUES:
         rows[f"{scope}/server/{key}"] = f"{scope}/worker/{key}"
@@ -237,7 +245,7 @@ def test_backend_on_both_sides_keeps_values_and_rows_apart(both_sides: Deploymen
         asset = both_sides.asset_id("orders" if "orders" in scope else "returns")
         rows[f"v1/asset/id/{asset}/server/{key}"] = f"{scope}/worker/{key}"
     refs = {row: {"__airflow_state_ref__": f"{both_sides.url}/{value}"} for row, value in rows.items()}
-    assert stored(both_sides, moto_server) == {**value_objects(both_sides), **refs}
+    assert stored(both_sides) == {**value_objects(both_sides), **refs}
 
 
 def test_backend_on_both_sides_leaves_no_row_in_the_database(both_sides: Deployment) -> None:
@@ -246,14 +254,14 @@ def test_backend_on_both_sides_leaves_no_row_in_the_database(both_sides: Deploym
     assert not {"task_state_store", "asset_state_store"} & tables
 
 
-def test_backend_on_the_workers_side_stores_values_alone(worker_only: Deployment, moto_server: FakeS3) -> None:
-    assert stored(worker_only, moto_server) == value_objects(worker_only)
+def test_backend_on_the_workers_side_stores_values_alone(workers_only: Deployment) -> None:
+    assert stored(workers_only) == value_objects(workers_only)
 
 
-def test_airflows_rest_api_lists_readable_references(worker_only: Deployment) -> None:
-    listed = {scope: worker_only.answers[scope]["task_state_store"] for scope, _ in TASK_VALUES}
+def test_airflows_rest_api_lists_readable_references(workers_only: Deployment) -> None:
+    listed = {scope: workers_only.answers[scope]["task_state_store"] for scope, _ in TASK_VALUES}
     values = {(scope, entry["key"]): entry["value"] for scope, entries in listed.items() for entry in entries}
-    task = f"{worker_only.url}/v1/task/state_services/manual__2026-01-01T00:00:00%2B00:00"
+    task = f"{workers_only.url}/v1/task/state_services/manual__2026-01-01T00:00:00%2B00:00"
     refs = {
         (f"{TASK}/basics/-1", "report/eu west"): f"{task}/basics/-1/worker/report%2Feu%20west",
         (f"{TASK}/basics/-1", "watermark"): f"{task}/basics/-1/worker/watermark",
@@ -266,15 +274,15 @@ def test_airflows_rest_api_lists_readable_references(worker_only: Deployment) ->
     assert values == {key: {"__airflow_state_ref__": ref} for key, ref in refs.items()}
 
 
-def test_airflows_rest_api_lists_readable_references_of_assets(worker_only: Deployment) -> None:
+def test_airflows_rest_api_lists_readable_references_of_assets(workers_only: Deployment) -> None:
     values = {
         (asset, entry["key"]): entry["value"]
         for asset in ("orders", "returns")
-        for entry in worker_only.answers[asset]["asset_state_store"]
+        for entry in workers_only.answers[asset]["asset_state_store"]
     }
     refs = {
-        ("orders", "cursor"): f"{worker_only.url}/v1/asset/name/orders/worker/cursor",
-        ("returns", "by uri"): f"{worker_only.url}/v1/asset/uri/s3:%2F%2Freturns%2Fdaily/worker/by%20uri",
+        ("orders", "cursor"): f"{workers_only.url}/v1/asset/name/orders/worker/cursor",
+        ("returns", "by uri"): f"{workers_only.url}/v1/asset/uri/s3:%2F%2Freturns%2Fdaily/worker/by%20uri",
     }
     assert values == {key: {"__airflow_state_ref__": ref} for key, ref in refs.items()}
 
@@ -293,24 +301,25 @@ def test_every_tasks_messages_are_searched(deployment: Deployment) -> None:
     assert "message" in kinds(deployment.found(ref))
 
 
-def test_references_are_in_the_database_where_values_are_not(worker_only: Deployment) -> None:
-    assert "row task_state_store.value" in worker_only.found(f"{worker_only.url}/{TASK}/basics/-1/worker/watermark")
-    assert "row asset_state_store.value" in worker_only.found(f"{worker_only.url}/v1/asset/name/orders/worker/cursor")
+def test_references_are_in_the_database_where_values_are_not(workers_only: Deployment) -> None:
+    assert "row task_state_store.value" in workers_only.found(f"{workers_only.url}/{TASK}/basics/-1/worker/watermark")
+    assert "row asset_state_store.value" in workers_only.found(f"{workers_only.url}/v1/asset/name/orders/worker/cursor")
 
 
-def test_values_are_in_the_bucket_and_nowhere_else(deployment: Deployment, moto_server: FakeS3) -> None:
-    assert deployment.value in json.dumps(stored(deployment, moto_server))
+def test_values_are_in_the_bucket_and_nowhere_else(deployment: Deployment) -> None:
+    assert deployment.value in json.dumps(stored(deployment))
     assert deployment.found(deployment.value) == set()
 
 
-def test_credentials_are_used_and_found_nowhere(worker_only: Deployment) -> None:
-    assert worker_only.signatures
-    assert all(worker_only.access_key in signature for signature in worker_only.signatures)
-    assert worker_only.found(worker_only.secret_key) == set()
-    assert worker_only.found(worker_only.access_key) == set()
+def test_credentials_are_used_and_found_nowhere(workers_only: Deployment) -> None:
+    assert workers_only.signatures
+    assert all(workers_only.access_key in signature for signature in workers_only.signatures)
+    assert workers_only.found(workers_only.secret_key) == set()
+    assert workers_only.found(workers_only.access_key) == set()
 
 
 def test_botocore_logs_no_more_than_the_access_keys_id_at_debug(both_sides: Deployment) -> None:
+    assert both_sides.signatures
     assert all(both_sides.access_key in signature for signature in both_sides.signatures)
     assert both_sides.found(both_sides.secret_key) == set()
     # It is part of each signed request's Authorization header, which is not secret; and it shows that requests for
