@@ -87,7 +87,10 @@ def fake_s3(buckets: Iterable[str] = ("state",)) -> Iterator[FakeS3]:
         if answer is not None:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             status, answer_headers, body = answer
-            start_response(status, [*answer_headers, ("Content-Length", str(len(body)))])
+            # An answer with a Content-Length of its own can be cut off.
+            if not any(name.lower() == "content-length" for name, _ in answer_headers):
+                answer_headers = [*answer_headers, ("Content-Length", str(len(body)))]
+            start_response(status, answer_headers)
             return [body]
         # moto's state is not made for threads.
         with moto_lock:

@@ -30,11 +30,18 @@ def explained(what: str, where: str) -> Iterator[None]:
     """
     try:
         yield
-    except AsyncStateError:
-        raise
-    except Exception as e:
+    except _foreign() as e:
+        if isinstance(e, AsyncStateError):
+            raise
         kind, advice = _diagnosis(e)
         raise kind(f"could not {what} ({where}): {_reason(e)}. {advice}") from e
+
+
+def _foreign() -> tuple[type[Exception], ...]:
+    from aiohttp import ClientError as HttpError
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return BotoCoreError, ClientError, HttpError, OSError
 
 
 def _reason(e: Exception) -> str:
