@@ -81,6 +81,8 @@ class Services:
             "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
             # The port at which the scheduler serves task logs is the same for every Airflow on a machine.
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
+            # Five seconds would do, but not on a machine that has more to do than this.
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
             # A supervisor that just misses the end of its task waits so many seconds before it looks again.
             "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             **self.common,
