@@ -1,0 +1,98 @@
+"""Which max_concurrency: throughput of 2,000 sets started at once, and the lag of the loop that starts them.
+
+    python -m bench.concurrency [delay in ms, default 20]
+
+The server is a process of its own that answers every PUT after the delay. Rounds are interleaved over the limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from airflow.sdk.state import AssetScope
+
+from async_state import AsyncStateBackend, Settings
+
+LIMITS = (4, 8, 16, 24, 32, 64, 128)
+SETS = 2000
+ROUNDS = 5
+
+
+async def serve(delay: float) -> None:
+    """Answer every request on every connection with 200 after ``delay`` seconds, and print the port."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = next(
+                    (int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0
+                )
+                await reader.readexactly(length)
+                await asyncio.sleep(delay)
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        except asyncio.IncompleteReadError:
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+async def measure(backend: AsyncStateBackend) -> tuple[float, float]:
+    """Return sets a second, and the worst gap of a ticker that shares the loop, in milliseconds."""
+    worst = 0.0
+
+    async def tick() -> None:
+        nonlocal worst
+        last = time.perf_counter()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            worst, last = max(worst, now - last), now
+
+    scope = AssetScope(name="bench")
+    await backend.aset(scope, "warm", "1")
+    ticker = asyncio.create_task(tick())
+    begun = time.perf_counter()
+    await asyncio.gather(*(backend.aset(scope, f"k{i}", '"spark_app_001"') for i in range(SETS)))
+    took = time.perf_counter() - begun
+    ticker.cancel()
+    return SETS / took, worst * 1000
+
+
+def main(delay_ms: float) -> None:
+    """Measure every limit ``ROUNDS`` times and print medians, with the least and the most."""
+    os.environ |= {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
+    command = [sys.executable, "-m", "bench.concurrency", "serve", str(delay_ms / 1000)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        endpoint = f"http://127.0.0.1:{server.stdout.readline().strip()}"  # type: ignore[union-attr]
+        found: dict[int, list[tuple[float, float]]] = {limit: [] for limit in LIMITS}
+        for _ in range(ROUNDS):
+            for limit in LIMITS:
+                settings = Settings(url="s3://bench/state", endpoint_url=endpoint, max_concurrency=limit)
+                with AsyncStateBackend(settings) as backend:
+                    found[limit].append(asyncio.run(measure(backend)))
+    finally:
+        server.kill()
+        server.wait()
+    print(f"{SETS} sets at {delay_ms:g} ms a response, {ROUNDS} rounds: median (least to most)")
+    for limit, rounds in found.items():
+        rates, gaps = zip(*rounds, strict=True)
+        print(f"{limit:4}: {_spread(rates)} sets/s, worst gap {_spread(gaps)} ms")
+
+
+def _spread(values: tuple[float, ...]) -> str:
+    return f"{statistics.median(values):7.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:
+        asyncio.run(serve(float(sys.argv[2])))
+    else:
+        main(float(sys.argv[1]) if len(sys.argv) > 1 else 20)

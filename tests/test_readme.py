@@ -1,0 +1,42 @@
+"""What README says that code can check. ``python -m tests.test_readme`` writes its table of options."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+
+from async_state.settings import SECTION, Settings, options
+
+README = Path(__file__).parent.parent / "README.md"
+_TABLE = re.compile(r"(<!-- options: [^>]* -->\n).*?(<!-- /options -->)", re.DOTALL)
+
+
+def with_table(text: str) -> str:
+    rows = [f"| `{name}` | {f'`{default}`' if default else ''} | {text} |\n" for name, default, text, _ in options()]
+    table = "| option | default | meaning |\n|---|---|---|\n" + "".join(rows)
+    return _TABLE.sub(lambda found: found[1] + table + found[2], text)
+
+
+def test_the_table_of_options_is_current() -> None:
+    text = README.read_text()
+    assert _TABLE.search(text)
+    assert with_table(text) == text
+
+
+def test_the_configuration_shown_is_right() -> None:
+    parser = configparser.ConfigParser()
+    parser.read_string(re.search(r"```ini\n(.*?)```", README.read_text(), re.DOTALL)[1])  # type: ignore[index]
+    assert Settings(**dict(parser[SECTION])).url == "s3://my-bucket/airflow-state"  # type: ignore[arg-type]
+    module, _, name = parser["workers"]["state_store_backend"].rpartition(".")
+    assert hasattr(__import__(module), name)
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(((?!http)[^)]+)\)", README.read_text())
+    assert links
+    assert [link for link in links if not (README.parent / link).exists()] == []
+
+
+if __name__ == "__main__":
+    README.write_text(with_table(README.read_text()))
