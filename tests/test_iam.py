@@ -196,9 +196,6 @@ OPERATIONS = {
         "purge_many", lambda s: {"refs": [s.task_ref, s.asset_ref]}, {DELETE}, "worker/value", adds=-2
     ),
 }
-#: Those that delete several objects in one request, whose denial is in the response's body.
-BULK = {"delete", "clear-task", "clear-map-indices", "clear-asset", "purge-many"}
-
 each_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 
 
@@ -362,11 +359,6 @@ def test_each_action_is_needed(
             action,
             operation,
             id=f"{action}-{name}",
-            marks=pytest.mark.xfail(
-                action == DELETE and name in BULK,
-                raises=AssertionError,
-                reason="the error has S3's word for each key, but no cause, no bucket and nothing to grant",
-            ),
         )
         for sid, action in GRANTS
         for name, operation in OPERATIONS.items()

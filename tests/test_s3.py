@@ -183,7 +183,7 @@ def test_keys_that_fail_once_are_tried_again(on_moto: AsyncStateBackend, moto: F
     counted(moto)
     # The first answer deletes nothing, so refs[2], which it does not complain of, stays.
     on_moto.clear(task)
-    assert counted(moto) == ["ListObjectsV2", "DeleteObjects", "DeleteObjects", "DeleteObject"]
+    assert counted(moto) == ["ListObjectsV2", "DeleteObjects", "DeleteObjects", "DeleteObjects"]
     assert on_moto.deserialize_task_state_store_from_ref(refs[1]) is None
 
 

@@ -171,7 +171,7 @@ files, me = FileStore(sys.argv[1], timeout=20), sys.argv[2]
 for i in range(60):
     iothread.run(files.put, f"v1/task/d/r/t/-1/worker/{me}-{i}", b"1", "")
     if i % 20 == 10:
-        iothread.run(purge_prefix, files, "v1/task/d/r/t/-1/", concurrency=4, attempts=1)
+        iothread.run(purge_prefix, files, "v1/task/d/r/t/-1/", concurrency=4)
 iothread.run(files.put, f"v1/task/d/r/t/-1/worker/{me}", me.encode(), "")
 """
     writers: Sequence[str] = [str(i) for i in range(4)]

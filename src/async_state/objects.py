@@ -104,8 +104,7 @@ class Objects:
         await self._store(settings.url).put(name, body, content_encoding)
 
     async def _purge(self, purge_what: Callable[..., Coroutine[Any, Any, None]], base: str, what: object) -> None:
-        settings = self._settings
-        await purge_what(self._store(base), what, concurrency=settings.max_concurrency, attempts=settings.max_attempts)
+        await purge_what(self._store(base), what, concurrency=self._settings.max_concurrency)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ at any number of objects.
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -16,44 +15,42 @@ import anyio
 from async_state.errors import PurgeError, StoreError
 from async_state.stores.base import Store
 
-_FIRST_PAUSE: Final = 0.1
 _SHOWN: Final = 5
 
 
-async def purge_prefix(store: Store, prefix: str, *, concurrency: int, attempts: int) -> None:
+async def purge_prefix(store: Store, prefix: str, *, concurrency: int) -> None:
     """Delete every object whose name starts with ``prefix``.
 
     Parameters:
         store: where they lie.
         prefix: ends in ``/``.
         concurrency: the most batches that are deleted at once.
-        attempts: how often a batch's objects are tried, where the store reports some of them as failed.
 
     Raises:
         PurgeError: some objects could not be deleted; all that could be are.
         StoreError: the objects could not be listed; those listed until then are deleted.
     """
     async with contextlib.aclosing(store.list(prefix)) as pages:
-        await _purge(store, pages, concurrency, attempts)
+        await _purge(store, pages, concurrency)
 
 
-async def purge_names(store: Store, names: Iterable[str], *, concurrency: int, attempts: int) -> None:
+async def purge_names(store: Store, names: Iterable[str], *, concurrency: int) -> None:
     """Delete the named objects, `Store.delete_limit` a request. Otherwise as `purge_prefix`."""
     async with contextlib.aclosing(_batches(names, store.delete_limit)) as batches:
-        await _purge(store, batches, concurrency, attempts)
+        await _purge(store, batches, concurrency)
 
 
-async def _purge(store: Store, batches: AsyncIterator[Sequence[str]], concurrency: int, attempts: int) -> None:
-    remaining: dict[str, str] = {}
-    errors: list[StoreError] = []
+async def _purge(store: Store, batches: AsyncIterator[Sequence[str]], concurrency: int) -> None:
+    remaining: dict[str, StoreError] = {}
+    broken: list[StoreError] = []
     slots = anyio.Semaphore(concurrency)
 
     async def delete(batch: Sequence[str]) -> None:
         try:
-            remaining.update(await _delete(store, batch, attempts))
+            remaining.update(await store.delete(batch))
         except StoreError as e:
-            remaining.update(dict.fromkeys(batch, "its batch failed"))
-            errors.append(e)
+            remaining.update(dict.fromkeys(batch, e))
+            broken.append(e)
         finally:
             slots.release()
 
@@ -62,38 +59,26 @@ async def _purge(store: Store, batches: AsyncIterator[Sequence[str]], concurrenc
             async for batch in batches:
                 await slots.acquire()
                 # A batch that failed as a whole (denied, unreachable) foretells the others.
-                if errors:
-                    slots.release()
+                if broken:
                     break
                 group.start_soon(delete, batch)
         except StoreError as e:
-            errors.append(e)
+            broken.append(e)
     if remaining:
-        raise PurgeError(_report(remaining, errors), remaining) from (errors[0] if errors else None)
-    if errors:
-        raise errors[0]
+        raise PurgeError(_report(remaining), {name: str(e) for name, e in remaining.items()}) from next(
+            iter(remaining.values())
+        )
+    if broken:
+        raise broken[0]
 
 
-async def _delete(store: Store, batch: Sequence[str], attempts: int) -> Mapping[str, str]:
-    failed: Mapping[str, str] = {}
-    for attempt in range(attempts):
-        if attempt:
-            # Spread, so that many processes that were told to slow down do not come back at once.
-            await anyio.sleep(_FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311
-        failed = await store.delete(batch)
-        if not failed:
-            break
-        batch = list(failed)
-    return failed
-
-
-def _report(remaining: Mapping[str, str], errors: Sequence[StoreError]) -> str:
-    shown = "; ".join(f"{name} ({reason})" for name, reason in list(remaining.items())[:_SHOWN])
-    more = f"; and {len(remaining) - _SHOWN} more" if len(remaining) > _SHOWN else ""
-    cause = f" First cause: {errors[0]}." if errors else ""
+def _report(remaining: Mapping[str, StoreError]) -> str:
+    names = ", ".join(list(remaining)[:_SHOWN])
+    more = f" and {len(remaining) - _SHOWN} more" if len(remaining) > _SHOWN else ""
+    first = str(next(iter(remaining.values()))).rstrip(". ")
     return (
-        f"{len(remaining)} object(s) could not be deleted: {shown}{more}.{cause} What could be deleted is; running "
-        "the same clear or purge again takes up the rest."
+        f"{len(remaining)} object(s) could not be deleted: {names}{more}. First cause: {first}. What could be deleted "
+        "is; running the same clear or purge again takes up the rest."
     )
 
 

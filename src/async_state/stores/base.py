@@ -8,7 +8,7 @@ from typing import Protocol
 
 import anyio
 
-from async_state.errors import StoreTimeoutError
+from async_state.errors import StoreError, StoreTimeoutError
 
 
 class Store(Protocol):
@@ -27,8 +27,8 @@ class Store(Protocol):
     async def put(self, name: str, body: bytes, content_encoding: str) -> None:
         """Write the object whole, or leave it as it was; visible to every later `get` once this returns."""
 
-    async def delete(self, names: Sequence[str]) -> Mapping[str, str]:
-        """Delete the objects; missing ones count as deleted. Return those that failed, with the reason for each."""
+    async def delete(self, names: Sequence[str]) -> Mapping[str, StoreError]:
+        """Delete the objects; missing ones count as deleted. Return the error of each that is left, or raise one."""
 
     def list(self, prefix: str) -> AsyncGenerator[Sequence[str], None]:
         """Yield the names that start with ``prefix`` (which ends in ``/``), pages of at most `delete_limit`."""

@@ -43,7 +43,7 @@ class FileStore:
     async def put(self, name: str, body: bytes, content_encoding: str) -> None:
         await self._call("write", name, self._write, self._root / name, body)
 
-    async def delete(self, names: Sequence[str]) -> Mapping[str, str]:
+    async def delete(self, names: Sequence[str]) -> Mapping[str, StoreError]:
         return await self._call("delete", names[0], self._unlink, names)
 
     async def list(self, prefix: str) -> AsyncGenerator[Sequence[str], None]:
@@ -107,15 +107,15 @@ class FileStore:
             Path(temporary).unlink(missing_ok=True)
             raise
 
-    def _unlink(self, names: Sequence[str]) -> dict[str, str]:
-        failed = {}
+    def _unlink(self, names: Sequence[str]) -> dict[str, StoreError]:
+        failed: dict[str, StoreError] = {}
         for name in names:
             path = self._root / name
             try:
                 path.unlink(missing_ok=True)
                 self._prune(path.parent)
             except OSError as e:
-                failed[name] = str(e.strerror)
+                failed[name] = StoreError(f"could not delete {path}: {e.strerror}")
         return failed
 
     def _prune(self, directory: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
+from async_state.errors import StoreError
+
 _OBJECTS: dict[str, dict[str, bytes]] = {}
 
 
@@ -21,7 +23,7 @@ class MemoryStore:
     async def put(self, name: str, body: bytes, content_encoding: str) -> None:
         self._objects[name] = body
 
-    async def delete(self, names: Sequence[str]) -> Mapping[str, str]:
+    async def delete(self, names: Sequence[str]) -> Mapping[str, StoreError]:
         for name in names:
             self._objects.pop(name, None)
         return {}

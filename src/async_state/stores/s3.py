@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import random
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,9 @@ from urllib.parse import urlsplit
 import anyio
 
 from async_state import iothread
-from async_state.errors import CorruptObjectError, StoreError
+from async_state.errors import CorruptObjectError, StoreAccessError, StoreError
 from async_state.stores.base import deadline
-from async_state.stores.s3_errors import explained
+from async_state.stores.s3_errors import explained, refused
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 #: From this size on, asking first whether the store takes the body saves more than the round trip costs.
 EXPECT_CONTINUE_FROM_BYTES: Final = 1024 * 1024
 _CONNECT_TIMEOUT: Final = 5.0
+_FIRST_PAUSE: Final = 0.1
 _CHECKSUM: Final = "crc32"
 
 
@@ -95,8 +97,11 @@ class S3Store:
                 **self._put_arguments,
             )
 
-    async def delete(self, names: Sequence[str]) -> Mapping[str, str]:
-        if len(names) > 1 and self._bulk_delete:
+    async def delete(self, names: Sequence[str]) -> Mapping[str, StoreError]:
+        if len(names) == 1:
+            await self._delete_one(names[0])
+            return {}
+        if self._bulk_delete:
             with contextlib.suppress(_NoBulkDeleteError):
                 return await self._delete_many(names)
             self._bulk_delete = False
@@ -118,44 +123,58 @@ class S3Store:
     async def aclose(self) -> None:
         await iothread.release(self)
 
-    async def _delete_many(self, names: Sequence[str]) -> dict[str, str]:
+    async def _delete_one(self, name: str) -> None:
+        with self._operation("delete", name):
+            client = await self._client()
+            await client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+
+    async def _delete_many(self, names: Sequence[str]) -> dict[str, StoreError]:
+        failed: dict[str, StoreError] = {}
         with self._operation("delete", names[0], more=len(names) - 1):
             client = await self._client()
-            keys = [{"Key": self._prefix + name} for name in names]
-            try:
-                response = await client.delete_objects(
-                    Bucket=self._bucket,
-                    Delete={"Objects": keys, "Quiet": True},  # type: ignore[typeddict-item]
-                )
-            except client.exceptions.ClientError as e:
-                if e.response["Error"]["Code"] in ("NotImplemented", "MethodNotAllowed", "501", "405"):
-                    raise _NoBulkDeleteError from e
-                raise
-        return {
-            error["Key"].removeprefix(self._prefix): f"{error.get('Code')}: {error.get('Message')}"
-            for error in response.get("Errors", ())
-        }
+            for attempt in range(1, self._options.max_attempts + 1):
+                failed = {name: failed[name] for name in failed if name not in names}
+                for name, code, message in await self._delete_objects(client, names):
+                    what = f"delete {self._url(name)}"
+                    failed[name] = refused(what, self._where, code, f"{message}, attempt {attempt}")
+                # botocore tries requests again, but not what failed in a request that succeeded. Denied stays denied.
+                names = [name for name in names if name in failed and not isinstance(failed[name], StoreAccessError)]
+                if not names or attempt == self._options.max_attempts:
+                    break
+                # Spread, so that many processes that were told to slow down do not come back at once.
+                await anyio.sleep(_FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311
+        return failed
 
-    async def _delete_each(self, names: Sequence[str]) -> dict[str, str]:
-        failed: dict[str, str] = {}
-        errors: list[StoreError] = []
+    async def _delete_objects(self, client: S3Client, names: Sequence[str]) -> list[tuple[str, str, str]]:
+        """Ask once, and return name, code and message of each object that is left."""
+        try:
+            response = await client.delete_objects(
+                Bucket=self._bucket,
+                Delete={"Objects": [{"Key": self._prefix + name} for name in names], "Quiet": True},
+            )
+        except client.exceptions.ClientError as e:
+            if e.response["Error"]["Code"] in ("NotImplemented", "MethodNotAllowed", "501", "405"):
+                raise _NoBulkDeleteError from e
+            raise
+        return [
+            (error["Key"].removeprefix(self._prefix), error.get("Code", "unknown error"), error.get("Message", ""))
+            for error in response.get("Errors", ())
+        ]
+
+    async def _delete_each(self, names: Sequence[str]) -> dict[str, StoreError]:
+        failed: dict[str, StoreError] = {}
         slots = anyio.Semaphore(self._options.max_concurrency)
 
         async def delete(name: str) -> None:
             async with slots:
                 try:
-                    with self._operation("delete", name):
-                        client = await self._client()
-                        await client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+                    await self._delete_one(name)
                 except StoreError as e:
-                    failed[name] = str(e)
-                    errors.append(e)
+                    failed[name] = e
 
         async with anyio.create_task_group() as group:
             for name in names:
                 group.start_soon(delete, name)
-        if len(names) == 1 and errors:
-            raise errors[0]
         return failed
 
     async def _client(self) -> S3Client:
@@ -190,9 +209,12 @@ class S3Store:
     @contextlib.contextmanager
     def _operation(self, verb: str, name: str, more: int = 0) -> Iterator[None]:
         what = f"{verb} {self._url(name)}" + (f" and {more} more" if more else "")
-        where = f"endpoint {self._options.endpoint_url or 'default'}, region {self._options.region_name or 'default'}"
-        with explained(what, where), deadline(self._options.timeout, what):
+        with explained(what, self._where), deadline(self._options.timeout, what):
             yield
+
+    @property
+    def _where(self) -> str:
+        return f"endpoint {self._options.endpoint_url or 'default'}, region {self._options.region_name or 'default'}"
 
     def _url(self, name: str) -> str:
         return f"s3://{self._bucket}/{self._prefix}{name}"

@@ -37,6 +37,12 @@ def explained(what: str, where: str) -> Iterator[None]:
         raise kind(f"could not {what} ({where}): {_reason(e)}. {advice}") from e
 
 
+def refused(what: str, where: str, code: str, message: str) -> StoreError:
+    """Return the error for what the store refused within a request that otherwise succeeded."""
+    kind, advice = _code_diagnosis(code, status=0)
+    return kind(f"could not {what} ({where}): {code}: {message}. {advice}")
+
+
 def _foreign() -> tuple[type[Exception], ...]:
     from aiohttp import ClientError as HttpError
     from botocore.exceptions import BotoCoreError, ClientError
@@ -67,7 +73,8 @@ def _diagnosis(e: Exception) -> tuple[type[StoreError], str]:
 
     error = _client_error(e)
     if error is not None:
-        return _client_diagnosis(str(error.get("Code")), e)
+        status = getattr(e, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
+        return _code_diagnosis(str(error.get("Code")), status)
     if isinstance(e, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)):
         return StoreAccessError, (
             "Give this process AWS credentials (environment, profile, web identity or instance role), or name an "
@@ -83,8 +90,7 @@ def _diagnosis(e: Exception) -> tuple[type[StoreError], str]:
     )
 
 
-def _client_diagnosis(code: str, e: Exception) -> tuple[type[StoreError], str]:
-    status = getattr(e, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
+def _code_diagnosis(code: str, status: int) -> tuple[type[StoreError], str]:
     if code == "NoSuchBucket":
         return StoreError, "Create the bucket, or correct [async_state] url"
     if code in _DENIED:
@@ -97,6 +103,6 @@ def _client_diagnosis(code: str, e: Exception) -> tuple[type[StoreError], str]:
         return StoreAccessError, "Renew or correct the credentials that this process uses, and check its clock"
     if code in _WRONG_REGION:
         return StoreError, "Set [async_state] region_name to the bucket's region"
-    if status >= 500 or code == "SlowDown":
+    if status >= 500 or code in ("SlowDown", "InternalError", "ServiceUnavailable"):
         return StoreUnavailableError, "The store is overloaded or failing; trying the operation again is safe"
     return StoreError, "Check [async_state] url, endpoint_url and the options for encryption"
