@@ -66,7 +66,8 @@ class AsyncStateBackend(compat.StoreBackend):
             CorruptObjectError: the object is damaged.
             StoreError: the store failed.
         """
-        return await self._objects.read(self._settings.url, keys.object_name(scope, key, Plane.SERVER))
+        async with self._objects.turn():
+            return await self._objects.read(self._settings.url, keys.object_name(scope, key, Plane.SERVER))
 
     async def aset(
         self, scope: StoreScope, key: str, value: str, *, expires_at: datetime | None = None, session: Any = None
@@ -75,12 +76,14 @@ class AsyncStateBackend(compat.StoreBackend):
 
         ``expires_at`` is accepted and not acted upon: nothing expires in the store by itself.
         """
-        await self._objects.write(keys.object_name(scope, key, Plane.SERVER), value)
+        async with self._objects.turn():
+            await self._objects.write(keys.object_name(scope, key, Plane.SERVER), value)
 
     async def adelete(self, scope: StoreScope, key: str, *, session: Any = None) -> None:
         """Delete the key's row and value, in one request; no-op if there is none. Errors as in `aclear`."""
-        names = [keys.object_name(scope, key, plane) for plane in Plane]
-        await self._objects.purge_names(self._settings.url, names)
+        async with self._objects.turn():
+            names = [keys.object_name(scope, key, plane) for plane in Plane]
+            await self._objects.purge_names(self._settings.url, names)
 
     async def aclear(self, scope: StoreScope, *, all_map_indices: bool = False, session: Any = None) -> None:
         """Delete everything in the scope, rows and values, listed by prefix.
@@ -98,7 +101,8 @@ class AsyncStateBackend(compat.StoreBackend):
         """
         prefix = keys.scope_prefix(scope, all_map_indices=all_map_indices)
         try:
-            await self._objects.purge_prefix(prefix)
+            async with self._objects.turn():
+                await self._objects.purge_prefix(prefix)
         except StoreError as e:
             if not compat.clear_on_success():
                 raise
@@ -165,7 +169,8 @@ class AsyncStateBackend(compat.StoreBackend):
                 base, name = keys.split_ref(ref, self._settings.bases)
                 names_of.setdefault(base, {})[name] = None
         for base, names in names_of.items():
-            await self._objects.purge_names(base, names)
+            async with self._objects.turn():
+                await self._objects.purge_names(base, names)
 
     async def aclose(self) -> None:
         """Close connections to the store. Never needed: the next operation opens them anew."""
@@ -248,20 +253,21 @@ class AsyncStateBackend(compat.StoreBackend):
         return iothread.run(function, *args, **kwargs)
 
     async def _serialize(self, inline: Callable[..., str], *, value: JsonValue, key: str, scope: StoreScope) -> str:
-        name = keys.object_name(scope, key, Plane.WORKER)
-        text = codec.dump(value)
-        # JSON text is ASCII, so its length is its size.
-        if len(text) <= self._settings.inline_threshold:
-            return inline(value=value, key=key, scope=scope)
-        await self._objects.write(name, text)
-        return keys.make_ref(self._settings.url, name)
+        async with self._objects.turn():
+            name = keys.object_name(scope, key, Plane.WORKER)
+            text = codec.dump(value)
+            # JSON text is ASCII, so its length is its size.
+            if len(text) <= self._settings.inline_threshold:
+                return inline(value=value, key=key, scope=scope)
+            await self._objects.write(name, text)
+            return keys.make_ref(self._settings.url, name)
 
     async def _deserialize(self, stored: str) -> JsonValue:
         if not keys.is_ref(stored):
             value: JsonValue = codec.load(stored)
             return value
-        base, name = keys.split_ref(stored, self._settings.bases)
-        text = await self._objects.read(base, name)
+        async with self._objects.turn():
+            text = await self._objects.read(*keys.split_ref(stored, self._settings.bases))
         if text is not None:
             with about(stored):
                 found: JsonValue = codec.load(text)

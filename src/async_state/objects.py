@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, ParamSpec, TypeVar
 
 import anyio.to_thread
@@ -32,6 +33,14 @@ class Objects:
         self._stores: dict[str, Store] = {}
         # Without a connection to look up, there is nothing to wait for.
         self._credentials: dict[str, str] | None = None if settings.aws_conn_id else {}
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Wait for one of ``max_concurrency`` turns on this loop, and hold it for the block.
+
+        To be taken before anything is done for an operation: of thousands that start at once, each would do its share
+        of packing in the same step of their loop.
+        """
+        return self._slots.one()
 
     async def read(self, base: str, name: str) -> str | None:
         """Return the object's text, or ``None`` if there is none.
@@ -80,8 +89,7 @@ class Objects:
 
     async def _io(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
         await self._connect()
-        async with self._slots.one():
-            return await iothread.arun(function, *args, **kwargs)
+        return await iothread.arun(function, *args, **kwargs)
 
     def _store(self, base: str) -> Store:
         store = self._stores.get(base)

@@ -38,7 +38,7 @@ class S3Options:
 
     timeout: float = 20.0
     max_attempts: int = 4
-    max_concurrency: int = 16
+    max_concurrency: int = 24
     endpoint_url: str | None = None
     region_name: str | None = None
     server_side_encryption: str | None = None
@@ -145,7 +145,7 @@ class S3Store:
                 await anyio.sleep(_FIRST_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311
         return failed
 
-    async def _delete_objects(self, client: S3Client, names: Sequence[str]) -> list[tuple[str, str, str]]:
+    async def _delete_objects(self, client: S3Client, names: Sequence[str]) -> Sequence[tuple[str, str, str]]:
         """Ask once, and return name, code and message of each object that is left."""
         try:
             response = await client.delete_objects(
