@@ -7,21 +7,22 @@ Why like this, and not on the caller's loop or with anyio's portals:
 
 * A trigger's loop is shared with thousands of others: building a client on it stalls them all.
 * A portal of ``start_blocking_portal`` left open hangs the interpreter's exit, and cancelling a call through any anyio
-  portal blocks the canceller until the portal's loop answers; `asyncio.run_coroutine_threadsafe` does not.
-* Airflow forks a process for each task. A thread does not survive that, so everything here belongs to one process id;
-  a forked process starts afresh and never touches what it inherited, not even to close it: the epoll descriptor of the
-  inherited loop is still the parent's.
+  portal blocks the canceller until the portal's loop answers.
+* Airflow forks a process for each task. A thread does not survive that, so a forked process starts afresh, and never
+  touches what it inherited, not even to close it: the epoll descriptor of the inherited loop is still the parent's. Nor
+  may a fork find the I/O thread in the middle of anything: a module that it was importing would stay locked for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import concurrent.futures.thread
 import contextlib
 import os
+import selectors
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, ParamSpec, TypeVar
 
@@ -32,68 +33,67 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
+class _Selector(selectors.DefaultSelector):
+    """Lets forks happen while the I/O thread waits for events, and at no other time."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        _busy.release()
+        try:
+            return super().select(timeout)
+        finally:
+            _busy.acquire()
+
+
 class _IoThread:
-    """The thread, its loop, and what is bound to that loop."""
+    """The thread, its loop, and what is bound to that loop.
+
+    After a fork, the child's reference to it is dropped and nothing of it is finalized: the thread is gone, but its
+    frames are never unwound, and they refer to all of this.
+    """
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.loop: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
+        # Made here, since a loop takes calls before it runs: nobody has to wait for the thread.
+        self.loop = asyncio.SelectorEventLoop(_Selector())
+        self.opening = asyncio.Lock()
         self.resources: dict[Hashable, tuple[AsyncExitStack, Any]] = {}
+        # A daemon: it never ends, and the interpreter's exit must not wait for it.
         self.thread = threading.Thread(target=self._main, name="async_state-io", daemon=True)
         self.thread.start()
 
     def _main(self) -> None:
-        # Never read: after a fork this frame is dead but never unwound, so in the child it keeps `resources` from being
-        # finalized, which would close sockets and warn about it.
-        pinned = self.resources  # noqa: F841
-        anyio.run(self._serve)
-
-    async def _serve(self) -> None:
-        self.opening = asyncio.Lock()
-        self.loop.set_result(asyncio.get_running_loop())
-        await anyio.sleep_forever()
+        with _busy:
+            self.loop.run_until_complete(anyio.sleep_forever())
 
 
 _current: _IoThread | None = None
 _starting = threading.Lock()
-# Held by whoever imports modules on the I/O thread: a fork in the middle of an import would leave the child with a
-# module lock that nobody releases.
-_importing = threading.RLock()
-
-
-def _before_fork() -> None:
-    _importing.acquire()
-    _starting.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    _starting.release()
-    _importing.release()
+# Held by the I/O thread unless it waits for events, and by whoever forks.
+_busy = threading.RLock()
 
 
 def _after_fork_in_child() -> None:
-    global _current, _starting, _importing
-    _starting, _importing = threading.Lock(), threading.RLock()
-    _current = None
+    global _current, _starting
+    _current, _starting = None, threading.Lock()
+    _busy.release()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+# After `concurrent.futures.thread` has done so, which is imported above for this: functions are called in reverse order
+# before a fork, and its lock must not be taken while the I/O thread may want it.
+os.register_at_fork(before=_busy.acquire, after_in_parent=_busy.release, after_in_child=_after_fork_in_child)
 
 
 def _io() -> _IoThread:
     global _current
-    io = _current
-    if io is None or io.pid != os.getpid():
+    if _current is None:
         with _starting:
-            io = _current
-            if io is None or io.pid != os.getpid():
-                io = _current = _IoThread()
-    return io
+            if _current is None:
+                _current = _IoThread()
+    return _current
 
 
 def _on_io_thread() -> bool:
     io = _current
-    return io is not None and io.thread.ident == threading.get_ident() and io.pid == os.getpid()
+    return io is not None and io.thread.ident == threading.get_ident()
 
 
 def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -120,12 +120,13 @@ def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: 
         # Best effort: a task of another event loop implementation may refuse it, and it only helps the next call.
         with contextlib.suppress(Exception):
             greenback.bestow_portal(task)
-    loop = _io().loop.result()
-    future = asyncio.run_coroutine_threadsafe(function(*args, **kwargs), loop)
+    # Ctrl-C may come at any point after the I/O thread has the call, so by then it must be possible to cancel it.
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
     try:
-        return future.result()
+        _submit(function(*args, **kwargs), outcome)
+        return outcome.result()
     except BaseException:
-        future.cancel()
+        outcome.cancel()
         raise
 
 
@@ -141,8 +142,9 @@ async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **k
     """
     if _on_io_thread():
         return await function(*args, **kwargs)
-    loop = await _wrapped(_io().loop)
-    return await _wrapped(asyncio.run_coroutine_threadsafe(function(*args, **kwargs), loop))
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    _submit(function(*args, **kwargs), outcome)
+    return await asyncio.wrap_future(outcome)
 
 
 async def resource(owner: Hashable, open_: Callable[[], AbstractAsyncContextManager[T]]) -> T:
@@ -177,8 +179,8 @@ async def release(owner: Hashable) -> None:
 
 @contextlib.contextmanager
 def imports() -> Iterator[None]:
-    """Hold off forks of this process while modules are imported on the I/O thread."""
-    with _importing:
+    """Hold off forks of this process while modules are imported. On the I/O thread itself, they are held off anyway."""
+    with _busy:
         yield
 
 
@@ -206,12 +208,32 @@ class Slots:
             yield
 
 
+def _submit(call: Coroutine[Any, Any, T], outcome: concurrent.futures.Future[T]) -> None:
+    """Start the call on the I/O thread. Cancelling ``outcome`` cancels it.
+
+    What `asyncio.run_coroutine_threadsafe` does, but for a future that the caller has before the call begins.
+    """
+    loop = _io().loop
+
+    def begin() -> None:
+        task = loop.create_task(call)
+        task.add_done_callback(end)
+        outcome.add_done_callback(lambda _: outcome.cancelled() and loop.call_soon_threadsafe(task.cancel))
+
+    def end(task: asyncio.Task[T]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if not outcome.set_running_or_notify_cancel():
+            return
+        if error is None:
+            outcome.set_result(task.result())
+        else:
+            outcome.set_exception(error)
+
+    loop.call_soon_threadsafe(begin)
+
+
 def _current_task() -> asyncio.Task[Any] | None:
     try:
         return asyncio.current_task()
     except RuntimeError:  # no loop is running on this thread
         return None
-
-
-def _wrapped(future: concurrent.futures.Future[T]) -> Awaitable[T]:
-    return asyncio.wrap_future(future)

@@ -1,0 +1,82 @@
+"""A fork in the middle of the process's first operation, which another thread has begun.
+
+The moment is named on the command line: a module that the I/O thread is importing then, or else ``start``, when the
+thread is being started.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from functools import partial
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+from tests.programs.common import fork, outcome, say, start, task, use
+from tests.programs.wire import PATIENCE
+
+
+class Moment:
+    """Keeps a thread where it is until the main thread forks."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.forking = threading.Event()
+        # Registered last, so called before any other that may wait for the thread that waits here.
+        os.register_at_fork(before=self.forking.set)
+
+    def here(self) -> None:
+        self.reached.set()
+        assert self.forking.wait(PATIENCE)
+
+
+class SlowImport:
+    """An import hook that stops in the middle of one module."""
+
+    def __init__(self, module: str, moment: Moment) -> None:
+        self.module = module
+        self.moment = moment
+        self.begun = False
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if threading.current_thread().name == "async_state-io":
+            if self.begun:
+                self.moment.here()  # the module imports its first one
+            self.begun |= name == self.module
+        return None
+
+
+class SlowThread(threading.Thread):
+    """A thread that takes its time to start."""
+
+    moment: Moment
+
+    def start(self) -> None:
+        if self.name == "async_state-io" and not self.moment.forking.is_set():
+            self.moment.here()
+        super().start()
+
+
+def main() -> None:
+    where = sys.argv[3]
+    backend = start()
+    moment = SlowThread.moment = Moment()
+    first = threading.Thread(target=use, args=(backend, "parent"), daemon=True)
+    if where == "start":
+        threading.Thread = SlowThread  # type: ignore[misc]
+    else:
+        assert where not in sys.modules
+        sys.meta_path.insert(0, SlowImport(where, moment))
+    first.start()
+    assert moment.reached.wait(PATIENCE)
+    pid = fork(partial(use, backend, "child"), "task")
+    say(f"child: {outcome(pid)}")
+    first.join()
+    assert backend.get(task("parent"), "row") is None
+    say("parent: fine")
+
+
+if __name__ == "__main__":
+    main()

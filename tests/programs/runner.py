@@ -1,0 +1,98 @@
+"""The test's side of a program."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.programs.wire import PATIENCE
+
+Runner = socket.socket
+
+
+@contextlib.contextmanager
+def runner(*options: str) -> Iterator[Runner]:
+    """Start a Python, with these options, that runs programs."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        command = [sys.executable, *options, "-m", "tests.programs", str(theirs.fileno())]
+        process = subprocess.Popen(
+            command,
+            cwd=Path(__file__).parents[2],
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+        theirs.close()
+        yield ours
+    assert process.wait() == 0
+
+
+class Program:
+    """A running program. Only one runs at a time."""
+
+    def __init__(self, runner: Runner, name: str, *arguments: str) -> None:
+        theirs_in, ours_in = os.pipe()
+        ours_out, theirs_out = os.pipe()
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - `clean_up` closes it
+        request = "\n".join([name, *arguments]).encode()
+        socket.send_fds(runner, [request], [theirs_in, theirs_out, self._complaints.fileno()])
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._input = os.fdopen(ours_in, "w")
+        self._output = os.fdopen(ours_out)
+        self._runner = runner
+        self._pid = int(runner.recv(100))
+        self._abort = threading.Timer(2 * PATIENCE, os.kill, [self._pid, signal.SIGABRT])
+        self._abort.start()
+        self._status: int | None = None
+
+    def hear(self, line: str) -> None:
+        """Wait for the program to say ``line``."""
+        heard = self._output.readline().rstrip("\n")
+        if not heard:
+            self.end()
+        assert heard == line
+
+    def tell(self, line: str) -> None:
+        print(line, file=self._input, flush=True)
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C while the main thread sleeps: a wait that is only about to begin would not be interrupted."""
+        deadline = time.monotonic() + PATIENCE
+        while Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        os.kill(self._pid, signal.SIGINT)
+
+    def end(self) -> None:
+        """Wait for the program to end, in peace."""
+        self._wait()
+        self._complaints.seek(0)
+        if complaints := self._complaints.read().decode():
+            pytest.fail(complaints)
+        assert (self._output.read(), self._status) == ("", 0)
+
+    def clean_up(self) -> None:
+        """End the program if it has not ended, and what it has forked."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+        self._wait()
+        for file in (self._input, self._output, self._complaints):
+            file.close()
+
+    def _wait(self) -> None:
+        if self._status is None:
+            self._status = int(self._runner.recv(100))
+            self._abort.cancel()
+            self._abort.join()

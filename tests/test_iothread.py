@@ -1,0 +1,400 @@
+"""The I/O thread as its callers on threads and event loops of this process see it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import sys
+import threading
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import anyio
+import greenback
+import pytest
+from airflow.sdk.state import BaseStoreBackend, TaskScope
+from pydantic import JsonValue
+
+from async_state import AsyncStateBackend, Settings, iothread
+from tests.programs.wire import PATIENCE, Hold, Relay, relay
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def wire(rclone_url: str) -> Iterator[Relay]:
+    """The way to a server that keeps connections, as S3 does and moto's does not."""
+    with relay(rclone_url) as made:
+        yield made
+
+
+@pytest.fixture
+def settings(wire: Relay) -> Settings:
+    return Settings(url=f"s3://state/{uuid.uuid4().hex}", endpoint_url=wire.url, max_concurrency=4)
+
+
+@pytest.fixture
+def backend(settings: Settings) -> Iterator[AsyncStateBackend]:
+    with AsyncStateBackend(settings) as made:
+        yield made
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def release(held: Hold, waiting: int = 1) -> None:
+    """Release what is held once so many wait: which this loop does in time only if nothing blocks it."""
+    await until(lambda: held.waiting == waiting)
+    held.released.set()
+
+
+async def tasks_of_io_loop() -> int:
+    async def count() -> int:
+        return len(asyncio.all_tasks()) - 1
+
+    return await iothread.arun(count)
+
+
+async def until_tasks_of_io_loop(count: int) -> None:
+    with anyio.fail_after(PATIENCE):
+        while await tasks_of_io_loop() != count:
+            await asyncio.sleep(0.001)
+
+
+# Calls on the I/O thread itself.
+
+
+def test_a_synchronous_method_refuses_the_io_thread(backend: AsyncStateBackend, task: TaskScope) -> None:
+    async def call() -> str | None:
+        return backend.get(task, "row")
+
+    with pytest.raises(RuntimeError, match="await its coroutine instead"):
+        iothread.run(call)
+
+
+def test_a_coroutine_method_works_on_the_io_thread(backend: AsyncStateBackend, task: TaskScope) -> None:
+    async def call() -> str | None:
+        await backend.aset(task, "row", "there")
+        return await backend.aget(task, "row")
+
+    assert iothread.run(call) == "there"
+
+
+# A synchronous hook on the thread of a running loop.
+
+
+async def test_a_hook_in_a_task_with_a_portal_leaves_the_loop_running(
+    wire: Relay, backend: AsyncStateBackend, task: TaskScope
+) -> None:
+    await greenback.ensure_portal()
+    for number in range(2):
+        with wire.hold(rb"PUT", seconds=5) as held:
+            releasing = asyncio.create_task(release(held))
+            ref = backend.serialize_task_state_store_to_ref(value=number, key="value", scope=task)
+            await releasing
+        assert not held.overdue
+        with wire.hold(rb"GET", seconds=5) as held:
+            releasing = asyncio.create_task(release(held))
+            assert backend.deserialize_task_state_store_from_ref(ref) == number
+            await releasing
+        assert not held.overdue
+
+
+async def test_a_hook_in_a_task_without_a_portal_leaves_one_behind(
+    wire: Relay, backend: AsyncStateBackend, task: TaskScope
+) -> None:
+    async def task_code() -> JsonValue:
+        assert not iothread.awaits_in_place()
+        ref = backend.serialize_task_state_store_to_ref(value=[1], key="value", scope=task)
+        assert backend.deserialize_task_state_store_from_ref(ref) == [1], "the second in a row waits too"
+        await asyncio.sleep(0)
+        assert iothread.awaits_in_place()
+        return backend.deserialize_task_state_store_from_ref(ref)
+
+    running = asyncio.create_task(task_code())
+    await asyncio.sleep(0)
+    assert greenback.has_portal(running)
+    with wire.hold(rb"GET", seconds=5) as held:
+        await release(held)
+        assert await running == [1], "the task's outcome is its own"
+    assert not held.overdue
+
+
+async def test_hooks_of_several_tasks_wait_at_the_same_time(
+    wire: Relay, backend: AsyncStateBackend, task: TaskScope
+) -> None:
+    async def task_code(number: int) -> JsonValue:
+        backend.serialize_task_state_store_to_ref(value=number, key=f"first-{number}", scope=task)
+        await asyncio.sleep(0)
+        ref = backend.serialize_task_state_store_to_ref(value=number, key=f"second-{number}", scope=task)
+        return backend.deserialize_task_state_store_from_ref(ref)
+
+    with wire.hold(rb"PUT \S+second", seconds=5) as held:
+        *answers, _ = await asyncio.gather(*map(task_code, range(4)), release(held, waiting=4))
+    assert answers == [0, 1, 2, 3]
+    assert not held.overdue
+
+
+async def test_a_hook_in_a_callback_of_the_loop_waits(backend: AsyncStateBackend, task: TaskScope) -> None:
+    answered: asyncio.Future[JsonValue] = asyncio.get_running_loop().create_future()
+
+    def callback() -> None:
+        ref = backend.serialize_task_state_store_to_ref(value=[1], key="value", scope=task)
+        answered.set_result(backend.deserialize_task_state_store_from_ref(ref))
+
+    asyncio.get_running_loop().call_soon(callback)
+    assert await answered == [1]
+
+
+async def test_a_hook_that_waits_in_place_can_be_cancelled(
+    wire: Relay, backend: AsyncStateBackend, task: TaskScope
+) -> None:
+    await backend.aset(task, "held", "kept")
+
+    async def task_code() -> str | None:
+        await greenback.ensure_portal()
+        return backend.get(task, "held")
+
+    with wire.hold(rb"GET") as held:
+        running = asyncio.create_task(task_code())
+        await until(lambda: held.waiting == 1)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await asyncio.to_thread(wire.wait_for_hang_up, 1)
+    assert backend.get(task, "held") == "kept"
+
+
+# Cancelling.
+
+CancelAs = Callable[[Awaitable[object], asyncio.Event], Awaitable[None]]
+
+
+async def cancel_the_task(operation: Awaitable[object], now: asyncio.Event) -> None:
+    running = asyncio.ensure_future(operation)
+    await now.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def cancel_the_scope(operation: Awaitable[object], now: asyncio.Event) -> None:
+    async def cancel() -> None:
+        await now.wait()
+        group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(cancel)
+        await operation
+    assert group.cancel_scope.cancelled_caught
+
+
+async def asyncio_timeout(operation: Awaitable[object], now: asyncio.Event) -> None:
+    async def expire() -> None:
+        await now.wait()
+        timeout.reschedule(asyncio.get_running_loop().time())
+
+    if sys.version_info >= (3, 11):
+        expiring = asyncio.create_task(expire())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(None) as timeout:
+                await operation
+        await expiring
+
+
+async def asyncio_wait_for(operation: Awaitable[object], now: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    clock = loop.time
+
+    async def expire() -> None:
+        await now.wait()
+        loop.time = lambda: clock() + PATIENCE  # type: ignore[method-assign]
+
+    expiring = asyncio.create_task(expire())
+    try:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(operation, PATIENCE)
+    finally:
+        loop.time = clock  # type: ignore[method-assign]
+    await expiring
+
+
+CANCELLATIONS: list[CancelAs] = [cancel_the_task, cancel_the_scope, asyncio_wait_for]
+if sys.version_info >= (3, 11):
+    CANCELLATIONS.append(asyncio_timeout)
+
+
+@pytest.mark.parametrize("cancel_as", CANCELLATIONS)
+async def test_cancelling_an_await_cancels_the_request(
+    wire: Relay, backend: AsyncStateBackend, task: TaskScope, cancel_as: CancelAs
+) -> None:
+    await backend.aset(task, "held", "kept")
+    tasks = await tasks_of_io_loop()
+    with wire.hold(rb"GET") as held:
+        arrived = asyncio.Event()
+
+        async def watch() -> None:
+            await until(lambda: held.waiting == 1)
+            arrived.set()
+
+        watching = asyncio.create_task(watch())
+        await cancel_as(backend.aget(task, "held"), arrived)
+        await watching
+        await asyncio.to_thread(wire.wait_for_hang_up, 1)
+        await until_tasks_of_io_loop(tasks)
+        assert not held.overdue
+    assert await backend.aget(task, "held") == "kept"
+
+
+async def test_cancelling_at_once_leaves_nothing(backend: AsyncStateBackend, task: TaskScope) -> None:
+    await backend.aset(task, "row", "kept")
+    tasks = await tasks_of_io_loop()
+    operations = [asyncio.create_task(backend.aget(task, "row")) for _ in range(20)]
+    await asyncio.sleep(0)
+    for operation in operations:
+        operation.cancel()
+    assert all(isinstance(e, asyncio.CancelledError) for e in await asyncio.gather(*operations, return_exceptions=True))
+    await until_tasks_of_io_loop(tasks)
+    assert await backend.aget(task, "row") == "kept"
+
+
+# The bound on operations in flight.
+
+
+async def test_a_burst_reaches_the_io_loop_and_the_server_in_slots(
+    wire: Relay, backend: AsyncStateBackend, task: TaskScope
+) -> None:
+    assert await backend.aget(task, "row-0") is None
+    tasks = await tasks_of_io_loop()
+    with wire.hold(rb"PUT") as held:
+        burst = asyncio.gather(*(backend.aset(task, f"row-{n}", str(n)) for n in range(200)))
+        await until(lambda: held.waiting == 4)
+        assert await tasks_of_io_loop() == tasks + 4
+        assert held.waiting == 4
+        held.released.set()
+        await burst
+    assert wire.opened <= 4
+    assert await asyncio.gather(*(backend.aget(task, f"row-{n}") for n in (0, 99, 199))) == ["0", "99", "199"]
+
+
+async def test_cancelled_operations_give_their_slots_back(
+    wire: Relay, backend: AsyncStateBackend, task: TaskScope
+) -> None:
+    with wire.hold(rb"PUT") as held:
+        burst = [asyncio.create_task(backend.aset(task, f"row-{n}", "lost")) for n in range(8)]
+        await until(lambda: held.waiting == 4)
+        for operation in burst:
+            operation.cancel()
+        await asyncio.wait(burst)
+    await asyncio.gather(*(backend.aset(task, f"row-{n}", "set") for n in range(8)))
+    assert await backend.aget(task, "row-7") == "set"
+
+
+def test_each_loop_has_slots_of_its_own() -> None:
+    slots = iothread.Slots(1)
+    entered, leave = threading.Event(), threading.Event()
+
+    async def stay() -> None:
+        async with slots.one():
+            entered.set()
+            assert leave.wait(PATIENCE)
+
+    async def pass_through() -> None:
+        async with slots.one():
+            leave.set()
+
+    other = threading.Thread(target=asyncio.run, args=[stay()])
+    other.start()
+    assert entered.wait(PATIENCE)
+    asyncio.run(pass_through())
+    other.join()
+
+
+# What is kept open on the I/O loop.
+
+
+def test_closing_ends_connections_and_the_next_use_opens_new_ones(
+    wire: Relay, backend: AsyncStateBackend, task: TaskScope
+) -> None:
+    backend.set(task, "row", "kept")
+    assert (wire.opened, wire.hung_up) == (1, 0)
+    backend.close()
+    wire.wait_for_hang_up(1)
+    backend.close()
+    assert backend.get(task, "row") == "kept"
+    assert wire.opened == 2
+
+
+async def test_a_resource_is_opened_once_and_after_a_cancelled_opening_again() -> None:
+    owner = object()
+    opened: list[str] = []
+    opening = threading.Event()
+
+    @contextlib.asynccontextmanager
+    async def open_() -> AsyncIterator[str]:
+        opened.append("opened")
+        if len(opened) == 1:
+            opening.set()
+            await anyio.sleep_forever()
+        yield "resource"
+        opened.append("closed")
+
+    async def get() -> str:
+        return await iothread.resource(owner, open_)
+
+    first = asyncio.create_task(iothread.arun(get))
+    await asyncio.to_thread(opening.wait, PATIENCE)
+    others = [asyncio.create_task(iothread.arun(get)) for _ in range(3)]
+    first.cancel()
+    assert await asyncio.gather(*others) == ["resource"] * 3
+    assert opened == ["opened", "opened"]
+    await iothread.arun(iothread.release, owner)
+    assert opened == ["opened", "opened", "closed"]
+
+
+async def test_a_resource_is_refused_elsewhere_than_on_the_io_thread() -> None:
+    with pytest.raises(RuntimeError, match="I/O thread only"):
+        await iothread.resource(object(), lambda: contextlib.nullcontext())
+
+
+# Both ways to call the backend.
+
+PAIRS = [
+    "get",
+    "set",
+    "delete",
+    "clear",
+    "serialize_task_state_store_to_ref",
+    "deserialize_task_state_store_from_ref",
+    "serialize_asset_state_store_to_ref",
+    "deserialize_asset_state_store_from_ref",
+    "purge_task_state",
+    "purge_asset_state",
+    "purge_many",
+    "close",
+]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_synchronous_and_coroutine_methods_have_the_same_signature(name: str) -> None:
+    synchronous, coroutine = getattr(AsyncStateBackend, name), getattr(AsyncStateBackend, f"a{name}")
+    assert inspect.iscoroutinefunction(coroutine)
+    assert not inspect.iscoroutinefunction(synchronous)
+    assert inspect.signature(synchronous) == inspect.signature(coroutine)
+
+
+def test_every_method_is_one_of_a_pair() -> None:
+    own = {name for name in vars(AsyncStateBackend) if not name.startswith("_")}
+    assert own == {*PAIRS, *(f"a{name}" for name in PAIRS)}
+
+
+@pytest.mark.parametrize("name", [name for name in dir(BaseStoreBackend) if name in PAIRS or name[1:] in PAIRS])
+def test_signatures_agree_with_airflow(name: str) -> None:
+    def shape(cls: type) -> list[tuple[str, object, object]]:
+        return [(p.name, p.kind, p.default) for p in inspect.signature(getattr(cls, name)).parameters.values()]
+
+    assert shape(AsyncStateBackend) == shape(BaseStoreBackend)

@@ -1,0 +1,144 @@
+"""The I/O thread in processes of its own: threads, event loops, forks, signals, and the ends of processes.
+
+Each test runs a program of `tests.programs` against a real server and speaks with it. A program ends without closing
+its backend, and with nothing on its standard error: nothing left open that anyone noticed, no task destroyed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.programs.runner import Program, Runner, runner
+from tests.programs.wire import PATIENCE, Relay, relay
+
+Run = Callable[..., Program]
+
+
+@pytest.fixture
+def wire(rclone_url: str) -> Iterator[Relay]:
+    """The way to a server that keeps connections, as S3 does and moto's does not."""
+    with relay(rclone_url) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def python() -> Iterator[Runner]:
+    """A Python that has imported Airflow, and has not used a backend."""
+    with runner() as made:
+        yield made
+
+
+@pytest.fixture
+def run(wire: Relay, python: Runner) -> Iterator[Run]:
+    """Run a program of `tests.programs`."""
+    programs: list[Program] = []
+
+    def run_(name: str, *arguments: str, python: Runner = python) -> Program:
+        programs.append(Program(python, name, f"s3://state/{uuid.uuid4().hex}", wire.url, *arguments))
+        return programs[-1]
+
+    yield run_
+    for program in programs:
+        program.clean_up()
+
+
+def test_threads_and_successive_loops_share_one_io_thread(run: Run) -> None:
+    program = run("threads")
+    program.hear("1 I/O thread after 32 threads")
+    program.hear("1 I/O thread after two loops")
+    program.end()
+
+
+def test_forked_processes_start_afresh_and_leave_the_parent_alone(run: Run, wire: Relay) -> None:
+    program = run("forks")
+    program.hear("idle, task: fine")
+    program.hear("idle, exit: fine")
+    program.hear("used, task: fine")
+    program.hear("used, exit: fine")
+    opened = wire.opened
+    program.tell("go on")
+    program.hear("parent: fine")
+    assert wire.opened == opened, "the parent's own connection was lost"
+    with wire.hold(rb"GET \S+held") as held:
+        assert held.arrived.wait(PATIENCE)
+        program.tell("held")
+        program.hear("busy, task: fine")
+        program.hear("busy, exit: fine")
+        opened = wire.opened
+        held.released.set()
+        program.tell("released")
+        program.hear("parent: fine")
+        assert not held.overdue
+    assert wire.opened == opened, "the parent's own connection was lost"
+    program.end()
+
+
+@pytest.mark.parametrize("moment", ["start", "anyio._backends._asyncio", "aiobotocore.session"])
+def test_a_fork_in_the_first_operation_leaves_no_lock_held(run: Run, moment: str) -> None:
+    program = run("first_fork", moment)
+    program.hear("child: fine")
+    program.hear("parent: fine")
+    program.end()
+
+
+def test_a_fork_and_the_io_thread_do_not_wait_for_each_other() -> None:
+    command = [sys.executable, "-m", "tests.programs.fork_and_executor"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], check=False, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_multiprocessing(run: Run, method: str) -> None:
+    program = run("multi", method)
+    program.hear("child")
+    program.end()
+
+
+def test_an_interpreter_ends_without_closing(run: Run, tmp_path: Path) -> None:
+    # In development mode, Python tells of everything that is left open.
+    with runner("-X", "dev") as python:
+        program = run("leave", tmp_path.as_uri(), python=python)
+        program.hear("used")
+        program.end()
+
+
+def test_an_interpreter_ends_in_the_middle_of_operations(run: Run, wire: Relay) -> None:
+    with wire.hold(rb"GET \S+held") as held:
+        program = run("leave_busy")
+        assert held.arrived.wait(PATIENCE)
+        program.tell("held")
+        program.end()
+        assert not held.released.is_set()
+
+
+@pytest.mark.parametrize("moment", ["waiting", "handing over"])
+def test_ctrl_c_cancels_the_operation(run: Run, wire: Relay, moment: str) -> None:
+    with wire.hold(rb"GET \S+held") as held:
+        program = run("interrupted", moment)
+        assert held.arrived.wait(PATIENCE)
+        if moment == "waiting":
+            program.interrupt()
+        else:
+            program.tell("held")
+        program.hear("interrupted")
+        wire.wait_for_hang_up(1)
+        assert not held.overdue
+    program.tell("released")
+    program.hear("fine")
+    program.end()
+
+
+def test_nothing_blocks_the_loop_that_is_first_to_use_a_backend(run: Run) -> None:
+    program = run("first_await")
+    program.hear("cancelled")
+    program.hear("awaited")
+    program.hear("called in place")
+    program.end()
