@@ -43,6 +43,7 @@ def test_every_option_is_read_from_the_environment(monkeypatch: pytest.MonkeyPat
         "aws_conn_id": "aws_state",
         "server_side_encryption": "aws:kms",
         "sse_kms_key_id": "alias/state",
+        "patch_accessors": "False",
     }
     assert given.keys() == {option.name for option in dataclasses.fields(Settings)}
     assert from_environment(monkeypatch, **given) == Settings(
@@ -60,6 +61,7 @@ def test_every_option_is_read_from_the_environment(monkeypatch: pytest.MonkeyPat
         aws_conn_id="aws_state",
         server_side_encryption="aws:kms",
         sse_kms_key_id="alias/state",
+        patch_accessors=False,
     )
 
 
@@ -105,6 +107,7 @@ def test_what_is_unset_or_empty_has_its_default(monkeypatch: pytest.MonkeyPatch)
         ("endpoint_url", "localhost:9000", "http://"),
         ("server_side_encryption", "rot13", "AES256"),
         ("sse_kms_key_id", "alias/x", "server_side_encryption"),
+        ("patch_accessors", "maybe", "True or False"),
     ],
 )
 def test_contract_25_a_bad_option_fails_in_the_constructor_with_its_full_name(

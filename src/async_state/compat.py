@@ -31,3 +31,11 @@ def airflow_conf() -> Any:
 def clear_on_success() -> bool:
     """Tell whether a task's success clears its state, ``[state_store] clear_on_success``."""
     return bool(airflow_conf().getboolean("state_store", "clear_on_success", fallback=False))
+
+
+def sdk_awaits_hooks() -> bool:
+    """Tell whether the SDK's own accessors await a backend's ``aserialize_…`` and ``adeserialize_…``.
+
+    No release does yet; the names are those that apache/airflow#72129 proposes.
+    """
+    return hasattr(BaseStoreBackend, "aserialize_task_state_store_to_ref")

@@ -126,6 +126,12 @@ class Settings:
         "alias/airflow-state",
     )
 
+    patch_accessors: bool = _option(
+        True,
+        "Let aget and aset of Airflow's accessors await this backend where the SDK, up to 1.4, calls it on the event "
+        "loop; and give task-sdk 1.3's task accessor the aget, aset, adelete and aclear that it lacks.",
+    )
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", _checked_url("url", self.url))
         trusted = tuple(_checked_url("trusted_urls", url) for url in self.trusted_urls)
@@ -175,18 +181,14 @@ def options() -> Iterator[tuple[str, str, str, str | None]]:
     for option in dataclasses.fields(Settings):
         shown = option.metadata["shown"]
         if shown is None:
-            shown = "" if option.default is None else f"{option.default:g}" if _is_number(option) else option.default
+            shown = "" if option.default is None else str(option.default)
         yield option.name, shown, option.metadata["description"], option.metadata["example"]
 
 
 def option_type(name: str) -> str:
     """Return an option's type in the words of Airflow's provider info."""
-    types = {"int": "integer", "float": "float"}
+    types = {"int": "integer", "float": "float", "bool": "boolean"}
     return types.get(str(next(o.type for o in dataclasses.fields(Settings) if o.name == name)), "string")
-
-
-def _is_number(option: dataclasses.Field[Any]) -> bool:
-    return option.type in ("int", "float")
 
 
 def _parsed(option: dataclasses.Field[Any], text: str) -> Any:
@@ -197,6 +199,10 @@ def _parsed(option: dataclasses.Field[Any], text: str) -> Any:
             return float(text)
     except ValueError:
         raise _bad(option.name, f"must be a number, not {text!r}") from None
+    if option.type == "bool":
+        if text.lower() not in ("true", "false"):
+            raise _bad(option.name, f"must be True or False, not {text!r}")
+        return text.lower() == "true"
     if option.name == "trusted_urls":
         return tuple(part for part in re.split(r"[,\s]+", text) if part)
     return text

@@ -26,7 +26,8 @@ def open_store(url: str, settings: Settings, credentials: Mapping[str, str]) -> 
         from async_state.stores.file import FileStore
 
         return FileStore(url, settings.timeout)
-    from async_state.stores.s3 import S3Options, S3Store
+    from async_state.stores.s3 import S3Store
+    from async_state.stores.s3_client import S3Options
 
     keys = dict(credentials)
     endpoint_url, region_name = keys.pop("endpoint_url", None), keys.pop("region_name", None)
@@ -43,3 +44,14 @@ def open_store(url: str, settings: Settings, credentials: Mapping[str, str]) -> 
             credentials=keys,
         ),
     )
+
+
+def preload(settings: Settings) -> None:
+    """Import and parse what `settings.url` needs, for processes forked from this one to inherit.
+
+    No thread, client or connection is left open. May take half a second, and is not for an event loop's thread.
+    """
+    if settings.url.startswith("s3://"):
+        from async_state.stores.s3_client import preload
+
+        preload()

@@ -7,11 +7,9 @@ is imported and the client built at the first operation, on the I/O thread.
 from __future__ import annotations
 
 import contextlib
-import io
 import random
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -20,31 +18,14 @@ import anyio
 from async_state import iothread
 from async_state.errors import CorruptObjectError, StoreAccessError, StoreError
 from async_state.stores.base import deadline
+from async_state.stores.s3_client import S3Options, open_client
 from async_state.stores.s3_errors import explained, refused
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
-#: From this size on, asking first whether the store takes the body saves more than the round trip costs.
-EXPECT_CONTINUE_FROM_BYTES: Final = 1024 * 1024
-_CONNECT_TIMEOUT: Final = 5.0
 _FIRST_PAUSE: Final = 0.1
 _CHECKSUM: Final = "crc32"
-
-
-@dataclass(frozen=True)
-class S3Options:
-    """How to reach S3. What is ``None`` or empty is left to botocore's own chain."""
-
-    timeout: float = 20.0
-    max_attempts: int = 4
-    max_concurrency: int = 24
-    endpoint_url: str | None = None
-    region_name: str | None = None
-    server_side_encryption: str | None = None
-    sse_kms_key_id: str | None = None
-    #: ``aws_access_key_id``, ``aws_secret_access_key``, ``aws_session_token``; not shown, as they are secret.
-    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class S3Store:
@@ -178,33 +159,7 @@ class S3Store:
         return failed
 
     async def _client(self) -> S3Client:
-        return await iothread.resource(self, self._open)
-
-    @contextlib.asynccontextmanager
-    async def _open(self) -> AsyncIterator[S3Client]:
-        with iothread.imports():
-            from aiobotocore.config import AioConfig
-            from aiobotocore.session import get_session
-        options = self._options
-        config = AioConfig(
-            connect_timeout=min(_CONNECT_TIMEOUT, options.timeout),
-            read_timeout=options.timeout,
-            max_pool_connections=options.max_concurrency,
-            retries={"mode": "standard", "total_max_attempts": options.max_attempts},
-            # The default appends a checksum in a trailer, which not everything that speaks S3 takes; `put` stores one
-            # as metadata, which everything keeps.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
-        async with get_session().create_client(
-            "s3",
-            endpoint_url=options.endpoint_url or None,
-            region_name=options.region_name or None,
-            config=config,
-            **options.credentials,
-        ) as client:
-            client.meta.events.register_last("before-call.s3", _expect_only_for_large_bodies)
-            yield client
+        return await iothread.resource(self, lambda: open_client(self._options))
 
     @contextlib.contextmanager
     def _operation(self, verb: str, name: str, more: int = 0) -> Iterator[None]:
@@ -226,14 +181,3 @@ class _NoBulkDeleteError(StoreError):
 
 def _crc32(body: bytes) -> str:
     return f"{zlib.crc32(body):08x}"
-
-
-def _expect_only_for_large_bodies(params: dict[str, Any], **_: Any) -> None:
-    # botocore asks for it on every PUT from a file-like object, which it makes of every body: a second round trip.
-    if int(params["headers"].get("Content-Length", _body_length(params))) < EXPECT_CONTINUE_FROM_BYTES:
-        params["headers"].pop("Expect", None)
-
-
-def _body_length(params: dict[str, Any]) -> int:
-    body = params.get("body")
-    return body.getbuffer().nbytes if isinstance(body, io.BytesIO) else len(body or b"")

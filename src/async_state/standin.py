@@ -1,0 +1,58 @@
+"""Stands in for what apache/airflow#72129 asks of the SDK: accessors that await a backend's coroutines.
+
+``airflow.sdk.execution_time.context``, up to task-sdk 1.4's pre-releases: ``AssetStateStoreAccessor.aget`` and ``aset``
+(in 1.4 the task accessor's too) call a backend's synchronous hooks on the event loop, in ``_extract_get_response`` and
+``_build_set_message``. In 1.3 ``TaskStateStoreAccessor`` has no ``aget``, ``aset``, ``adelete`` and ``aclear``. They
+get methods that are one line over `AsyncStateStore`, unless the SDK awaits the hooks itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from async_state import compat
+from async_state.accessors import AsyncStateStore
+
+
+async def _aget(self: Any, key: str, default: Any = None) -> Any:
+    """Return the value for ``key``, or ``default``; awaits the backend's coroutine."""
+    return await AsyncStateStore(self).aget(key, default)
+
+
+async def _aset_task(self: Any, key: str, value: Any, *, retention: Any = None) -> None:
+    """Write or overwrite the value for ``key``; awaits the backend's coroutine."""
+    await AsyncStateStore(self).aset(key, value, retention=retention)
+
+
+async def _aset_asset(self: Any, key: str, value: Any) -> None:
+    """Write or overwrite the value for ``key``; awaits the backend's coroutine."""
+    await AsyncStateStore(self).aset(key, value)
+
+
+async def _adelete(self: Any, key: str) -> None:
+    """Delete ``key``; awaits the backend's coroutine."""
+    await AsyncStateStore(self).adelete(key)
+
+
+async def _aclear(self: Any) -> None:
+    """Delete all keys; awaits the backend's coroutine."""
+    await AsyncStateStore(self).aclear()
+
+
+def install() -> list[str]:
+    """Give the SDK's accessors awaiting methods where theirs block or are missing, and return which."""
+    from airflow.sdk.execution_time.context import AssetStateStoreAccessor, TaskStateStoreAccessor
+
+    if compat.sdk_awaits_hooks():
+        return []
+    given: list[tuple[type, str, Any]] = [
+        (TaskStateStoreAccessor, "aget", _aget),
+        (TaskStateStoreAccessor, "aset", _aset_task),
+        (AssetStateStoreAccessor, "aget", _aget),
+        (AssetStateStoreAccessor, "aset", _aset_asset),
+    ]
+    missing = [("adelete", _adelete), ("aclear", _aclear)]
+    given += [(TaskStateStoreAccessor, name, m) for name, m in missing if not hasattr(TaskStateStoreAccessor, name)]
+    for accessor, name, method in given:
+        setattr(accessor, name, method)
+    return [f"{accessor.__name__}.{name}" for accessor, name, _ in given]

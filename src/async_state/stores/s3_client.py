@@ -1,0 +1,117 @@
+"""aiobotocore's S3 client: built late, quickly, and without what an operation has no use for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import io
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from async_state import iothread
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+
+#: From this size on, asking first whether the store takes the body saves more than the round trip costs.
+EXPECT_CONTINUE_FROM_BYTES: Final = 1024 * 1024
+_CONNECT_TIMEOUT: Final = 5.0
+
+
+@dataclass(frozen=True)
+class S3Options:
+    """How to reach S3. What is ``None`` or empty is left to botocore's own chain."""
+
+    timeout: float = 20.0
+    max_attempts: int = 4
+    max_concurrency: int = 24
+    endpoint_url: str | None = None
+    region_name: str | None = None
+    server_side_encryption: str | None = None
+    sse_kms_key_id: str | None = None
+    #: ``aws_access_key_id``, ``aws_secret_access_key``, ``aws_session_token``; not shown, as they are secret.
+    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+#: botocore's loader, with the models that it has parsed: kept for the next client, and by forked processes.
+_loader: Any = None
+
+
+@contextlib.asynccontextmanager
+async def open_client(options: S3Options) -> AsyncIterator[S3Client]:
+    """Build a client, and close its connections in the end."""
+    with iothread.imports():
+        from aiobotocore.config import AioConfig
+    config = AioConfig(
+        connect_timeout=min(_CONNECT_TIMEOUT, options.timeout),
+        read_timeout=options.timeout,
+        max_pool_connections=options.max_concurrency,
+        retries={"mode": "standard", "total_max_attempts": options.max_attempts},
+        # The default appends a checksum in a trailer, which not everything that speaks S3 takes; `put` stores one
+        # as metadata, which everything keeps.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        with _without_collections():
+            client = await stack.enter_async_context(
+                _session().create_client(
+                    "s3",
+                    endpoint_url=options.endpoint_url or None,
+                    region_name=options.region_name or None,
+                    config=config,
+                    **options.credentials,
+                )
+            )
+        client.meta.events.register_last("before-call.s3", _expect_only_for_large_bodies)
+        yield client
+
+
+def preload() -> None:
+    """Import aiobotocore and parse S3's models, so that forked processes need not."""
+
+    async def build() -> None:
+        # With credentials, so that no chain is asked for any, and none of its answers is inherited.
+        anyone = {"aws_access_key_id": "preload", "aws_secret_access_key": "preload"}
+        async with open_client(S3Options(region_name="us-east-1", credentials=anyone)):
+            pass
+
+    asyncio.run(build())
+
+
+def _session() -> Any:
+    global _loader
+    with iothread.imports():
+        from aiobotocore.session import get_session
+    session = get_session()
+    if _loader is None:
+        _loader = session.get_component("data_loader")
+    else:
+        session.register_component("data_loader", _loader)
+    return session
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    # Building a client makes so many objects that Python looks for garbage among all that the process holds, which in
+    # an Airflow process takes far longer than building it, and stands in the way of every thread.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _expect_only_for_large_bodies(params: dict[str, Any], **_: Any) -> None:
+    # botocore asks for it on every PUT from a file-like object, which it makes of every body: a second round trip.
+    if int(params["headers"].get("Content-Length", _body_length(params))) < EXPECT_CONTINUE_FROM_BYTES:
+        params["headers"].pop("Expect", None)
+
+
+def _body_length(params: dict[str, Any]) -> int:
+    body = params.get("body")
+    return body.getbuffer().nbytes if isinstance(body, io.BytesIO) else len(body or b"")
