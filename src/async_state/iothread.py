@@ -22,7 +22,7 @@ import os
 import selectors
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, ParamSpec, TypeVar
 
@@ -175,13 +175,6 @@ async def release(owner: Hashable) -> None:
         stack, _ = _current.resources.pop(owner, (None, None))
         if stack is not None:
             await stack.aclose()
-
-
-@contextlib.contextmanager
-def imports() -> Iterator[None]:
-    """Hold off forks of this process while modules are imported. On the I/O thread itself, they are held off anyway."""
-    with _busy:
-        yield
 
 
 class Slots:

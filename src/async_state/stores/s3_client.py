@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from async_state import iothread
-
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
@@ -42,8 +40,8 @@ _loader: Any = None
 @contextlib.asynccontextmanager
 async def open_client(options: S3Options) -> AsyncIterator[S3Client]:
     """Build a client, and close its connections in the end."""
-    with iothread.imports():
-        from aiobotocore.config import AioConfig
+    from aiobotocore.config import AioConfig
+
     config = AioConfig(
         connect_timeout=min(_CONNECT_TIMEOUT, options.timeout),
         read_timeout=options.timeout,
@@ -83,8 +81,8 @@ def preload() -> None:
 
 def _session() -> Any:
     global _loader
-    with iothread.imports():
-        from aiobotocore.session import get_session
+    from aiobotocore.session import get_session
+
     session = get_session()
     if _loader is None:
         _loader = session.get_component("data_loader")
