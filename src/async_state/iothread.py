@@ -116,7 +116,7 @@ def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: 
     if awaits_in_place():
         # The call itself, and not its hop: what it does before the hop belongs on this loop.
         return greenback.await_(function(*args, **kwargs))
-    if (task := _current_task()) is not None:
+    if (task := _current_task()) is not None and "AIRFLOW_DISABLE_GREENBACK_PORTAL" not in os.environ:
         # Best effort: a task of another event loop implementation may refuse it, and it only helps the next call.
         with contextlib.suppress(Exception):
             greenback.bestow_portal(task)
