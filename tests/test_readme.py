@@ -33,7 +33,7 @@ def test_the_configuration_shown_is_right() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\(((?!http)[^)]+)\)", README.read_text())
+    links = re.findall(r"\]\(((?!http|#)[^)]+)\)", README.read_text())
     assert links
     assert [link for link in links if not (README.parent / link).exists()] == []
 

@@ -116,7 +116,7 @@ def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: 
     if awaits_in_place():
         # The call itself, and not its hop: what it does before the hop belongs on this loop.
         return greenback.await_(function(*args, **kwargs))
-    if (task := _current_task()) is not None and "AIRFLOW_DISABLE_GREENBACK_PORTAL" not in os.environ:
+    if (task := _current_task()) is not None and not _portals_forbidden():
         # Best effort: a task of another event loop implementation may refuse it, and it only helps the next call.
         with contextlib.suppress(Exception):
             greenback.bestow_portal(task)
@@ -223,6 +223,11 @@ def _submit(call: Coroutine[Any, Any, T], outcome: concurrent.futures.Future[T])
             outcome.set_exception(error)
 
     loop.call_soon_threadsafe(begin)
+
+
+def _portals_forbidden() -> bool:
+    # As Airflow's triggerer reads it.
+    return os.environ.get("AIRFLOW_DISABLE_GREENBACK_PORTAL", "").lower() == "true"
 
 
 def _current_task() -> asyncio.Task[Any] | None:
