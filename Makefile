@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+# The next Airflow's pre-release; its own requirement on the task SDK brings that one's.
+NEXT = apache-airflow==3.4.0b2
+NEXT_VENV ?= .venv-next
+
+.PHONY: demo test test-next lint clean
 
 # Runs the proposal's DAGs in a real Airflow and shows what is stored where.
 demo: $(VENV)/installed
@@ -12,6 +16,10 @@ demo: $(VENV)/installed
 # Types, style, and every test.
 test: lint
 	$(BIN)/python -m pytest
+
+# Every test on the next Airflow, which needs Python 3.11 or later.
+test-next: $(NEXT_VENV)/installed
+	$(NEXT_VENV)/bin/python -m pytest
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -24,5 +32,11 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable . --group dev
 	touch $@
 
+$(NEXT_VENV)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(NEXT_VENV)
+	$(NEXT_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(NEXT_VENV)/bin/python -m pip install --quiet --editable . --group test '$(NEXT)'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(NEXT_VENV) .mypy_cache .ruff_cache .pytest_cache
