@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -42,7 +43,7 @@ class Services:
         dag_file: the only file of DAGs.
         common: what all of them have in their environment.
         server: what only the API server has in addition.
-        worker: what only the scheduler has in addition, whose executor forks the tasks.
+        worker: what only the scheduler and the triggerer have in addition, which run the tasks and the triggers.
     """
 
     home: Path
@@ -114,14 +115,17 @@ class Services:
         assert ended == 0, f"airflow db migrate ended with {ended}\n{self.tails()}"
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, *, dag_processor_only: bool = False) -> Iterator[None]:
         """Run the services; when the block is left, no process of theirs is left."""
         try:
+            self._start("dag-processor", "dag-processor")
+            if dag_processor_only:
+                yield
+                return
             address = ("--host", "127.0.0.1", "--port", str(self._port), "--workers", "1")
             self._start("api-server", "api-server", *address, extra=self.server)
             self._start("scheduler", "scheduler", extra=self.worker)
-            self._start("dag-processor", "dag-processor")
-            token = self._wait_for("the API server", _START_SECONDS, self._token)
+            token = self.wait_for("the API server", _START_SECONDS, self._token)
             self._api.headers["Authorization"] = f"Bearer {token}"
             # Its first request takes seconds, while it builds every version of itself; the tasks' must not be it.
             self._api.get("/execution/health").raise_for_status()
@@ -129,6 +133,29 @@ class Services:
         finally:
             self._stop()
             self._api.close()
+
+    def start_triggerer(self, name: str = "triggerer") -> int:
+        """Start a triggerer and return its process id. What it prints is in a file of that name."""
+        # Logs are read from disk here; the port to serve them at is the same for every Airflow on a machine.
+        self._start(name, "triggerer", "--skip-serve-logs", extra=self.worker)
+        return self._processes[name].pid
+
+    def stop(self, name: str) -> int:
+        """Send SIGTERM to a service, and return what it ended with.
+
+        Raises:
+            subprocess.TimeoutExpired: it did not end.
+            AssertionError: it left processes behind.
+        """
+        process = self._processes[name]
+        process.terminate()
+        try:
+            ended = process.wait(_STOP_SECONDS)
+            left = _session(process.pid)
+            assert not left, f"{name} ended with {ended} and left processes behind: {left}\n{self.tails()}"
+        finally:
+            _kill(self._processes.pop(name))
+        return ended
 
     def abandon(self) -> None:
         """Make whatever waits for the services, on another thread, give up."""
@@ -148,10 +175,10 @@ class Services:
             state: str = self.get(f"dags/{dag_id}/dagRuns/{run_id}")["state"]
             return state if state in ("success", "failed") else None
 
-        self._wait_for(f"the DAG {dag_id}", _START_SECONDS, known)
+        self.wait_for(f"the DAG {dag_id}", _START_SECONDS, known)
         body = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
         self._api.post(f"/api/v2/dags/{dag_id}/dagRuns", json=body).raise_for_status()
-        state = self._wait_for(f"the end of the run of {dag_id}", _RUN_SECONDS, ended)
+        state = self.wait_for(f"the end of the run of {dag_id}", _RUN_SECONDS, ended)
         assert state == "success", f"the run of {dag_id} ended in {state}\n{self.tails()}"
 
     def log_files(self) -> list[Path]:
@@ -166,6 +193,12 @@ class Services:
             tails.append(f"--- the end of {path.relative_to(self.home)} ({len(lines)} lines)")
             tails += [line[:_TAIL_COLUMNS] for line in lines[-_TAIL_LINES:]]
         return "\n".join(tails)
+
+    def asset_events(self) -> list[Any]:
+        """Return what watchers have told so far, as events of their assets, in order."""
+        with contextlib.closing(sqlite3.connect(self.database)) as connection:
+            rows = connection.execute("SELECT extra FROM asset_event ORDER BY id").fetchall()
+        return [json.loads(extra)["payload"] for (extra,) in rows]
 
     def cells(self) -> Iterator[tuple[str, str]]:
         """Yield table, column and content of every cell in the database."""
@@ -197,7 +230,12 @@ class Services:
                 start_new_session=True,
             )
 
-    def _wait_for(self, what: str, seconds: float, answer: Callable[[], T | None]) -> T:
+    def wait_for(self, what: str, seconds: float, answer: Callable[[], T | None]) -> T:
+        """Ask again and again, and return the first answer that is true.
+
+        Raises:
+            AssertionError: none came in so many seconds, or a service has ended.
+        """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if found := answer():
@@ -217,12 +255,16 @@ class Services:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._processes[name].wait(max(deadline - time.monotonic(), 0))
         for process in self._processes.values():
-            # By session, as each task has a process group of its own.
-            for pid in _session(process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
+            _kill(process)
         self._processes.clear()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    # By session, as each task has a process group of its own.
+    for pid in _session(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 def _session(leader: int) -> list[int]:

@@ -1,0 +1,197 @@
+"""The backend in Airflow's own triggerer: an asset's watcher, and a task that defers.
+
+Every request to S3 takes half a second here. `print` shows how long the triggerer's loop stood still (pytest -s);
+asserted is only what tells a loop that waits for a request from one that does not. bench/triggerer.py measures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import boto3
+import pytest
+
+from async_state.testing import REGION, Answer, FakeS3, Request
+from tests.airflow_services import Services
+from tests.triggers.watching import VALUE
+
+ROOT: Final = Path(__file__).parent.parent
+BUCKET: Final = "state"
+RUN: Final = "manual__2026-01-01T00:00:00+00:00"
+ROUNDS: Final = 3
+REQUEST_SECONDS: Final = 0.5
+# A loop that waits for one request stands still for twice as long.
+MOST_GAP_MS: Final = 250
+EVENT_SECONDS: Final = 120.0
+
+
+@dataclass
+class Outcome:
+    """What the triggerers and the deferring task left behind.
+
+    Attributes:
+        events: what the watchers told.
+        ended: what the triggerers ended with, on SIGTERM.
+        stopped: seconds that took.
+        held: whether a request was held back while the first triggerer was stopped.
+        returned: what the deferring task returned.
+        objects: what is in the bucket.
+        logs: all log files' text, by path.
+    """
+
+    events: list[Any] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+    stopped: list[float] = field(default_factory=list)
+    held: bool = False
+    returned: Any = None
+    objects: dict[str, Any] = field(default_factory=dict)
+    logs: dict[str, str] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def outcome(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Run two triggerers, one after the other, and the deferring task with the first."""
+    prefix = uuid.uuid4().hex
+    holding, release = threading.Event(), threading.Event()
+
+    def delay(request: Request) -> Answer | None:
+        if "/endless" in request.path:
+            holding.set()
+            release.wait(EVENT_SECONDS)
+        else:
+            time.sleep(REQUEST_SECONDS)
+        return None
+
+    services = Services(
+        tmp_path_factory.mktemp("triggerer") / "airflow",
+        ROOT / "tests" / "triggers" / "dags.py",
+        common={"PYTHONPATH": str(ROOT), "TRIGGERER_ROUNDS": str(ROUNDS)},
+        worker={
+            **moto_server.environment,
+            "AIRFLOW__WORKERS__STATE_STORE_BACKEND": "async_state.AsyncStateBackend",
+            "AIRFLOW__ASYNC_STATE__URL": f"s3://{BUCKET}/{prefix}",
+            # Below a request's time, above what a busy machine adds to the default's 0.2.
+            "AIRFLOW__TRIGGERER__BLOCKED_MAIN_THREAD_WARNING_THRESHOLD": "0.45",
+        },
+    )
+    found = Outcome()
+
+    def stop(triggerer: str) -> None:
+        begun = time.monotonic()
+        found.ended.append(services.stop(triggerer))
+        found.stopped.append(time.monotonic() - begun)
+
+    services.migrate()
+    moto_server.intercept = delay
+    try:
+        with services.running():
+            services.start_triggerer("triggerer-1")
+            services.wait_for("the watcher's events", EVENT_SECONDS, lambda: len(services.asset_events()) >= 2)
+            services.wait_for("a request that is held", EVENT_SECONDS, holding.is_set)
+            # Its trigger runs on the loop on which the watcher waits for that request.
+            services.run_dag("deferring", RUN, {})
+            xcom = services.get(f"dags/deferring/dagRuns/{RUN}/taskInstances/deferring/xcomEntries/return_value")
+            found.returned = xcom["value"]
+            stop("triggerer-1")
+            found.held = not release.is_set()
+            services.start_triggerer("triggerer-2")
+            services.wait_for("its first event", EVENT_SECONDS, lambda: len(services.asset_events()) >= 3)
+            stop("triggerer-2")
+            found.events = services.asset_events()
+    finally:
+        moto_server.intercept = None
+        release.set()
+    found.objects = stored(moto_server, prefix)
+    found.logs = {str(p.relative_to(services.home)): p.read_text(errors="replace") for p in services.log_files()}
+    print_figures(found)
+    # pytest shows what was printed if a test fails, and only then.
+    print(services.tails())
+    return found
+
+
+def stored(moto: FakeS3, prefix: str) -> dict[str, Any]:
+    """Return every object below the prefix, by name, read with another client than the backend's."""
+    client = boto3.client(
+        "s3", endpoint_url=moto.url, region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x"
+    )
+    with contextlib.closing(client):
+        names = [item["Key"] for item in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", ())]
+        bodies = [client.get_object(Bucket=BUCKET, Key=name)["Body"].read() for name in names]
+    return {name.removeprefix(f"{prefix}/"): json.loads(body) for name, body in zip(names, bodies, strict=True)}
+
+
+def print_figures(outcome: Outcome) -> None:
+    for phase, figures in outcome.events[1].items():
+        if isinstance(figures, dict) and "gap" in figures:
+            print(
+                f"{phase}: worst gap {figures['gap']} ms, wall time {figures['wall']} ms, longest gc {figures['gc']} ms"
+            )
+    print(f"SIGTERM to the end: {', '.join(f'{seconds:.2f}' for seconds in outcome.stopped)} s")
+
+
+def test_watcher_reads_what_it_wrote(outcome: Outcome) -> None:
+    told = outcome.events[1]
+    assert "failed" not in told
+    assert "failed at first" not in told
+    assert told["watermark"] == VALUE
+    assert told["deleted"] == "nothing"
+    assert told["gathered values"] == list(range(8))
+
+
+def test_values_are_in_the_bucket_and_deleted_ones_are_not(outcome: Outcome) -> None:
+    asset = "v1/asset/name/measured/worker"
+    task = f"v1/task/deferring/{RUN.replace('+', '%2B')}/deferring/-1/worker"
+    values = {name: value for name, value in outcome.objects.items() if "endless" not in name and "cursor" not in name}
+    assert values == {
+        f"{asset}/watermark": VALUE,
+        **{f"{asset}/gathered%20{i}": i for i in range(8)},
+        f"{task}/job": VALUE,
+        f"{task}/done": True,
+    }
+
+
+def test_watcher_in_a_new_triggerer_resumes_with_the_old_ones_state(outcome: Outcome) -> None:
+    assert outcome.events[0]["resumed with"] == "nothing"
+    assert outcome.events[2]["resumed with"] == VALUE
+
+
+@pytest.mark.parametrize("phase", ["first use", "afterwards", "gathered"])
+def test_triggerers_loop_goes_on_while_requests_take_their_time(outcome: Outcome, phase: str) -> None:
+    figures = outcome.events[1][phase]
+    assert figures["wall"] > REQUEST_SECONDS * 1000
+    assert figures["gap"] < MOST_GAP_MS
+
+
+def test_airflow_finds_no_trigger_that_blocks(outcome: Outcome) -> None:
+    assert "trigger completed" in outcome.logs["printed/triggerer-1"]
+    assert not [name for name, text in outcome.logs.items() if "async thread was blocked" in text]
+
+
+def test_sets_that_are_gathered_overlap(outcome: Outcome) -> None:
+    assert outcome.events[1]["gathered"]["wall"] < 8 * REQUEST_SECONDS * 1000
+
+
+def test_state_set_before_deferral_is_read_after_it(outcome: Outcome) -> None:
+    assert outcome.returned["job"] == VALUE
+
+
+def test_triggerer_stops_in_the_middle_of_an_operation(outcome: Outcome) -> None:
+    assert outcome.held
+    assert outcome.ended == [0, 0]
+    for triggerer in "printed/triggerer-1", "printed/triggerer-2":
+        # Had the process that runs the triggers not ended by itself, it would have been sent SIGTERM and SIGKILL.
+        (line,) = (line for line in outcome.logs[triggerer].splitlines() if "Process exited" in line)
+        assert "exit_code=0" in line
+        assert "signal_sent=SIGINT" in line
+
+
+@pytest.mark.parametrize("complaint", ["Unclosed", "never awaited", "different loop", "Task was destroyed"])
+def test_nothing_in_any_log_complains(outcome: Outcome, complaint: str) -> None:
+    assert not [name for name, text in outcome.logs.items() if complaint in text]
