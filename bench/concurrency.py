@@ -1,6 +1,6 @@
-"""Which max_concurrency: throughput of 2,000 sets started at once, and the lag of the loop that starts them.
+"""Which max_concurrency: throughput of sets started at once, and the lag of the loop that starts them.
 
-    python -m bench.concurrency [delay in ms, default 20]
+    python -m bench.concurrency [delay in ms, default 20] [sets, default 2000]
 
 The server is a process of its own that answers every PUT after the delay. Rounds are interleaved over the limits.
 """
@@ -21,7 +21,6 @@ from airflow.sdk.state import AssetScope
 from async_state import AsyncStateBackend, Settings
 
 LIMITS = (4, 8, 16, 24, 32, 64, 128)
-SETS = 2000
 ROUNDS = 5
 
 
@@ -45,7 +44,7 @@ async def serve(delay: float) -> None:
     await server.serve_forever()
 
 
-async def measure(backend: AsyncStateBackend) -> tuple[float, float]:
+async def measure(backend: AsyncStateBackend, sets: int) -> tuple[float, float]:
     """Return sets a second, and the worst gap of a ticker that shares the loop, in milliseconds."""
     worst = 0.0
 
@@ -61,13 +60,13 @@ async def measure(backend: AsyncStateBackend) -> tuple[float, float]:
     await backend.aset(scope, "warm", "1")
     ticker = asyncio.create_task(tick())
     begun = time.perf_counter()
-    await asyncio.gather(*(backend.aset(scope, f"k{i}", '"spark_app_001"') for i in range(SETS)))
+    await asyncio.gather(*(backend.aset(scope, f"k{i}", '"spark_app_001"') for i in range(sets)))
     took = time.perf_counter() - begun
     ticker.cancel()
-    return SETS / took, worst * 1000
+    return sets / took, worst * 1000
 
 
-def main(delay_ms: float) -> None:
+def main(delay_ms: float, sets: int) -> None:
     """Measure every limit ``ROUNDS`` times and print medians, with the least and the most."""
     logging.disable(logging.INFO)
     # Otherwise the gaps are those of full collections, which walk all that Airflow has imported (150 ms).
@@ -82,22 +81,26 @@ def main(delay_ms: float) -> None:
             for limit in LIMITS:
                 settings = Settings(url="s3://bench/state", endpoint_url=endpoint, max_concurrency=limit)
                 with AsyncStateBackend(settings) as backend:
-                    found[limit].append(asyncio.run(measure(backend)))
+                    found[limit].append(asyncio.run(measure(backend, sets)))
     finally:
         server.kill()
         server.wait()
-    print(f"{SETS} sets at {delay_ms:g} ms a response, {ROUNDS} rounds: median (least to most)")
+    print(f"{sets} sets at {delay_ms:g} ms a response, {ROUNDS} rounds: median (least to most)")
     for limit, rounds in found.items():
         rates, gaps = zip(*rounds, strict=True)
-        print(f"{limit:4}: {_spread(rates)} sets/s, worst gap {_spread(gaps)} ms")
+        # What the delay alone would take, `limit` at a time.
+        ideal = -(-sets // limit) * delay_ms / 1000
+        walls = tuple(sets / rate / ideal for rate in rates) if ideal else ()
+        print(f"{limit:4}: {_spread(rates)} sets/s, worst gap {_spread(gaps)} ms, of the ideal time {_spread(walls)}")
 
 
 def _spread(values: tuple[float, ...]) -> str:
-    return f"{statistics.median(values):7.1f} ({min(values):.1f} to {max(values):.1f})"
+    return f"{statistics.median(values):7.2f} ({min(values):.2f} to {max(values):.2f})" if values else "-"
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         asyncio.run(serve(float(sys.argv[2])))
     else:
-        main(float(sys.argv[1]) if len(sys.argv) > 1 else 20)
+        given = sys.argv[1:]
+        main(float(given[0]) if given else 20, int(given[1]) if len(given) > 1 else 2000)
