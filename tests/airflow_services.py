@@ -29,6 +29,8 @@ _MIGRATE_SECONDS: Final = 60.0
 _START_SECONDS: Final = 120.0
 _RUN_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 15.0
+# A supervisor that just misses the end of its triggers' process waits ten seconds before it looks again.
+_END_SECONDS: Final = 40.0
 _POLL_SECONDS: Final = 0.3
 _TAIL_LINES: Final = 40
 _TAIL_COLUMNS: Final = 2000
@@ -115,10 +117,17 @@ class Services:
         assert ended == 0, f"airflow db migrate ended with {ended}\n{self.tails()}"
 
     @contextlib.contextmanager
-    def running(self, *, dag_processor_only: bool = False) -> Iterator[None]:
-        """Run the services; when the block is left, no process of theirs is left."""
+    def running(self, *, triggerer: str = "", dag_processor_only: bool = False) -> Iterator[None]:
+        """Run the services; when the block is left, no process of theirs is left.
+
+        Parameters:
+            triggerer: what to call a triggerer, if one is to run from the start.
+            dag_processor_only: run only that, which makes the triggers of watched assets.
+        """
         try:
             self._start("dag-processor", "dag-processor")
+            if triggerer:
+                self.start_triggerer(triggerer)
             if dag_processor_only:
                 yield
                 return
@@ -134,11 +143,10 @@ class Services:
             self._stop()
             self._api.close()
 
-    def start_triggerer(self, name: str = "triggerer") -> int:
-        """Start a triggerer and return its process id. What it prints is in a file of that name."""
+    def start_triggerer(self, name: str) -> None:
+        """Start a triggerer. What it prints is in a file of that name."""
         # Logs are read from disk here; the port to serve them at is the same for every Airflow on a machine.
         self._start(name, "triggerer", "--skip-serve-logs", extra=self.worker)
-        return self._processes[name].pid
 
     def stop(self, name: str) -> int:
         """Send SIGTERM to a service, and return what it ended with.
@@ -150,7 +158,7 @@ class Services:
         process = self._processes[name]
         process.terminate()
         try:
-            ended = process.wait(_STOP_SECONDS)
+            ended = process.wait(_END_SECONDS)
             left = _session(process.pid)
             assert not left, f"{name} ended with {ended} and left processes behind: {left}\n{self.tails()}"
         finally:

@@ -97,7 +97,7 @@ class Measuring(BaseEventTrigger):
             async with ticking() as ticker:
                 # What the loop does without us.
                 with ticker.measured(told, "idle"):
-                    await asyncio.sleep(1)
+                    await asyncio.sleep(0.5)
                 with ticker.measured(told, "first use"):
                     # Of a state that an earlier triggerer wrote, so the store is used; at the very first, of nothing.
                     try:
