@@ -31,7 +31,8 @@ def wire(rclone_url: str) -> Iterator[Relay]:
 
 @pytest.fixture
 def settings(wire: Relay) -> Settings:
-    return Settings(url=f"s3://state/{uuid.uuid4().hex}", endpoint_url=wire.url, max_concurrency=4)
+    url = f"s3://state/{uuid.uuid4().hex}"
+    return Settings(url=url, endpoint_url=wire.url, max_concurrency=4, timeout=2 * PATIENCE)
 
 
 @pytest.fixture
@@ -92,12 +93,12 @@ async def test_a_hook_in_a_task_with_a_portal_leaves_the_loop_running(
 ) -> None:
     await greenback.ensure_portal()
     for number in range(2):
-        with wire.hold(rb"PUT", seconds=5) as held:
+        with wire.hold(rb"PUT", seconds=10) as held:
             releasing = asyncio.create_task(release(held))
             ref = backend.serialize_task_state_store_to_ref(value=number, key="value", scope=task)
             await releasing
         assert not held.overdue
-        with wire.hold(rb"GET", seconds=5) as held:
+        with wire.hold(rb"GET", seconds=10) as held:
             releasing = asyncio.create_task(release(held))
             assert backend.deserialize_task_state_store_from_ref(ref) == number
             await releasing
@@ -118,10 +119,24 @@ async def test_a_hook_in_a_task_without_a_portal_leaves_one_behind(
     running = asyncio.create_task(task_code())
     await asyncio.sleep(0)
     assert greenback.has_portal(running)
-    with wire.hold(rb"GET", seconds=5) as held:
+    with wire.hold(rb"GET", seconds=10) as held:
         await release(held)
         assert await running == [1], "the task's outcome is its own"
     assert not held.overdue
+
+
+async def test_no_portal_is_left_behind_where_airflow_forbids_them(
+    backend: AsyncStateBackend, task: TaskScope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_DISABLE_GREENBACK_PORTAL", "true")
+
+    async def task_code() -> None:
+        backend.set(task, "row", "set")
+        await asyncio.sleep(0)
+        assert not iothread.awaits_in_place()
+        assert backend.get(task, "row") == "set"
+
+    await asyncio.create_task(task_code())
 
 
 async def test_hooks_of_several_tasks_wait_at_the_same_time(
@@ -133,7 +148,7 @@ async def test_hooks_of_several_tasks_wait_at_the_same_time(
         ref = backend.serialize_task_state_store_to_ref(value=number, key=f"second-{number}", scope=task)
         return backend.deserialize_task_state_store_from_ref(ref)
 
-    with wire.hold(rb"PUT \S+second", seconds=5) as held:
+    with wire.hold(rb"PUT \S+second", seconds=10) as held:
         *answers, _ = await asyncio.gather(*map(task_code, range(4)), release(held, waiting=4))
     assert answers == [0, 1, 2, 3]
     assert not held.overdue
@@ -340,6 +355,7 @@ async def test_a_resource_is_opened_once_and_after_a_cancelled_opening_again() -
         if len(opened) == 1:
             opening.set()
             await anyio.sleep_forever()
+        await asyncio.sleep(0)
         yield "resource"
         opened.append("closed")
 

@@ -132,7 +132,7 @@ def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: 
 
 def awaits_in_place() -> bool:
     """Tell whether `run`, called here and now, would let the running loop go on."""
-    return _current_task() is not None and greenback.has_portal()
+    return greenback.has_portal()
 
 
 async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
