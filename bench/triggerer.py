@@ -4,8 +4,8 @@
 
 In Airflow's own ``airflow triggerer``, with nothing beside it but the S3 server: tests/triggers/watching.py measures.
 "idle" is what the loop does before the first use, "gc" the longest garbage collection, "blocked" how often Airflow
-logged that a trigger blocks, "stop" the seconds from SIGTERM to the end, ten of which are the supervisor's where it just
-misses the end of the process that runs the triggers.
+logged that a trigger blocks, "stop" the seconds from SIGTERM to the end: ten more where the supervisor just misses the
+end of the process that runs the triggers. A machine that has more to do than this shows in every column, "none" first.
 
 Besides the test dependencies, the rival needs ``pip install 'apache-airflow-providers-amazon[s3fs]'``, which pins
 aiobotocore: take a virtualenv of its own for it.
