@@ -20,15 +20,25 @@ def get_credentials(conn_id: str) -> dict[str, str]:
     """Return the connection's credentials, blocking while Airflow looks it up.
 
     Raises:
-        ConfigurationError: there is no such connection, or it needs what only the Amazon provider does.
+        ConfigurationError: there is no such connection, or it needs what only the Amazon provider does; or it can't be
+            looked up here, on the thread of an event loop that waits for another answer from Airflow.
     """
     from airflow.sdk import Connection
+    from airflow.sdk.execution_time import comms
 
     try:
         connection = Connection.get(conn_id)
+        extra = connection.extra_dejson
     except Exception as e:
         raise _not_found(conn_id, e) from e
-    return _credentials(conn_id, connection)
+    # No `Exception`: left to itself, it may hang the task's process. Before task-sdk 1.3.2 there is none.
+    except getattr(comms, "DeadlockImminentError", ()) as e:
+        raise ConfigurationError(
+            f"[async_state] aws_conn_id: the connection {conn_id!r} can't be looked up by a call on an event loop that "
+            "waits for another answer from Airflow; set [async_state] patch_accessors = True, or await "
+            "async_state.accessors.AsyncStateStore instead, or leave the option empty for botocore's own chain"
+        ) from e
+    return _credentials(conn_id, connection, extra)
 
 
 async def aget_credentials(conn_id: str) -> dict[str, str]:
@@ -37,13 +47,15 @@ async def aget_credentials(conn_id: str) -> dict[str, str]:
 
     try:
         connection = await Connection.async_get(conn_id)
+        # To read the extra is to have it masked, for which Airflow is asked. Before task-sdk 1.3.2 that blocks.
+        awaits = hasattr(connection, "aextra_dejson")
+        extra = await connection.aextra_dejson() if awaits else connection.extra_dejson
     except Exception as e:
         raise _not_found(conn_id, e) from e
-    return _credentials(conn_id, connection)
+    return _credentials(conn_id, connection, extra)
 
 
-def _credentials(conn_id: str, connection: Any) -> dict[str, str]:
-    extra = connection.extra_dejson
+def _credentials(conn_id: str, connection: Any, extra: dict[str, Any]) -> dict[str, str]:
     if refused := sorted(_REFUSED & extra.keys()):
         raise ConfigurationError(
             f"[async_state] aws_conn_id: the connection {conn_id!r} has {', '.join(refused)} in its extra, which is "
