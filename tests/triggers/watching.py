@@ -98,6 +98,9 @@ class Measuring(BaseEventTrigger):
                 # What the loop does without us.
                 with ticker.measured(told, "idle"):
                     await asyncio.sleep(0.5)
+                # The supervisor's first answer takes seconds, while it builds its API. No key, so no backend either.
+                with ticker.measured(told, "supervisor"):
+                    await store.aget("no such key")
                 with ticker.measured(told, "first use"):
                     # Of a state that an earlier triggerer wrote, so the store is used; at the very first, of nothing.
                     try:
