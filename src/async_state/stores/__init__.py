@@ -52,6 +52,6 @@ def preload(settings: Settings) -> None:
     No thread, client or connection is left open. May take half a second, and is not for an event loop's thread.
     """
     if settings.url.startswith("s3://"):
-        from async_state.stores.s3_client import preload
+        from async_state.stores import s3, s3_client  # noqa: F401
 
-        preload()
+        s3_client.preload()
