@@ -61,6 +61,10 @@ def _configured() -> Any:
     try:
         backend = import_string(name)
         return Settings.from_conf(conf) if issubclass(backend, AsyncStateBackend) else None
+    except ImportError as e:
+        # Airflow says so itself, if it still can't be imported where it is first used: it may be next to the DAGs.
+        log.debug("[workers] state_store_backend = %s can't be imported yet: %s", name, e)
+        return None
     except Exception as e:
         # Told here, where the component starts, and again with the first operation, by the backend itself.
         log.error("[workers] state_store_backend = %s can't be used: %s", name, e)

@@ -2,8 +2,9 @@
 
 ``airflow.sdk.execution_time.context``, up to task-sdk 1.4's pre-releases: ``AssetStateStoreAccessor.aget`` and ``aset``
 (in 1.4 the task accessor's too) call a backend's synchronous hooks on the event loop, in ``_extract_get_response`` and
-``_build_set_message``. In 1.3 ``TaskStateStoreAccessor`` has no ``aget``, ``aset``, ``adelete`` and ``aclear``. They
-get methods that are one line over `AsyncStateStore`, unless the SDK awaits the hooks itself.
+``_build_set_message``. In 1.3 ``TaskStateStoreAccessor`` has no ``aget``, ``aset``, ``adelete`` and ``aclear``, nor, up
+to 1.3.1, have those of assets. They get methods that are one line over `AsyncStateStore`, unless the SDK awaits the
+hooks itself.
 """
 
 from __future__ import annotations
@@ -41,18 +42,19 @@ async def _aclear(self: Any) -> None:
 
 def install() -> list[str]:
     """Give the SDK's accessors awaiting methods where theirs block or are missing, and return which."""
-    from airflow.sdk.execution_time.context import AssetStateStoreAccessor, TaskStateStoreAccessor
+    from airflow.sdk.execution_time import context
 
     if compat.sdk_awaits_hooks():
         return []
-    given: list[tuple[type, str, Any]] = [
-        (TaskStateStoreAccessor, "aget", _aget),
-        (TaskStateStoreAccessor, "aset", _aset_task),
-        (AssetStateStoreAccessor, "aget", _aget),
-        (AssetStateStoreAccessor, "aset", _aset_asset),
-    ]
-    missing = [("adelete", _adelete), ("aclear", _aclear)]
-    given += [(TaskStateStoreAccessor, name, m) for name, m in missing if not hasattr(TaskStateStoreAccessor, name)]
-    for accessor, name, method in given:
-        setattr(accessor, name, method)
-    return [f"{accessor.__name__}.{name}" for accessor, name, _ in given]
+    given = []
+    for accessor, aset, blocks in (
+        (context.TaskStateStoreAccessor, _aset_task, True),
+        (context.AssetStateStoreAccessor, _aset_asset, True),
+        # Hands over to the accessor of its only asset.
+        (context.AssetStateStoreAccessors, _aset_asset, False),
+    ):
+        for name, method in ("aget", _aget), ("aset", aset), ("adelete", _adelete), ("aclear", _aclear):
+            if (blocks and name in ("aget", "aset")) or not hasattr(accessor, name):
+                setattr(accessor, name, method)
+                given.append(f"{accessor.__name__}.{name}")
+    return given
