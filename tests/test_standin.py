@@ -1,0 +1,261 @@
+"""The plugin, and the methods that it gives to the SDK's accessors: see tests/test_accessors.py for what those do.
+
+Each test is a process of its own, since all this changes the SDK for good. They are forked from one that has imported
+Airflow, which takes seconds, and of ours no more than every process that reads Airflow's configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SECONDS = 60.0
+OURS = "async_state.AsyncStateBackend"
+OTHER = "tests.dags.async_sync_backend.SyncBackend"
+BACKEND = "AIRFLOW__WORKERS__STATE_STORE_BACKEND"
+#: A hook that the SDK is going to await by itself, as apache/airflow#72129 proposes. No release has it yet, so a test
+#: puts it where it will be.
+AWAITED = "aserialize_task_state_store_to_ref"
+
+ACCESSORS = ("TaskStateStoreAccessor", "AssetStateStoreAccessor", "AssetStateStoreAccessors")
+METHODS = ("aget", "aset", "adelete", "aclear")
+#: Those that call the backend on the event loop, where there are any.
+BLOCKING = {f"{accessor}.{method}" for accessor in ACCESSORS[:2] for method in ("aget", "aset")}
+
+#: The beginning of the SHA-256 of the source of what the stand-in takes the place of, in task-sdk 1.3.2 and in 1.4.0b2.
+PINNED = {
+    "1.3": {
+        "TaskStateStoreAccessor.get": "c08f6e34b1eb3a4f",
+        "TaskStateStoreAccessor.set": "c887718304055fc8",
+        "TaskStateStoreAccessor.delete": "ea5166dbda993ae4",
+        "TaskStateStoreAccessor.clear": "22e9843e43a36c12",
+        "AssetStateStoreAccessor.aget": "33c09f817b3ce03f",
+        "AssetStateStoreAccessor.aset": "1fae69bc73d5cb4a",
+        "AssetStateStoreAccessor._extract_get_response": "c0eadf6b2d1959e6",
+        "AssetStateStoreAccessor._build_get_message": "0c8b59864ccc59e4",
+        "AssetStateStoreAccessor._build_set_message": "70b7c1eac6dd1201",
+    },
+    "1.4": {
+        "TaskStateStoreAccessor.aget": "67c65c5a91518fc9",
+        "TaskStateStoreAccessor.aset": "2d528e82bf31707d",
+        "TaskStateStoreAccessor._extract_get_response": "8a654b2f2417aa8f",
+        "TaskStateStoreAccessor._build_set_message": "a5f1c7037578022c",
+        "AssetStateStoreAccessor.aget": "33c09f817b3ce03f",
+        "AssetStateStoreAccessor.aset": "1fae69bc73d5cb4a",
+        "AssetStateStoreAccessor._extract_get_response": "d4e2f3ee93d573ed",
+        "AssetStateStoreAccessor._build_get_message": "68602d045b0538d6",
+        "AssetStateStoreAccessor._build_set_message": "533f6ed7d151a08e",
+    },
+}
+
+processes = multiprocessing.get_context("forkserver")
+
+
+def in_process(function: Callable[..., Any], *arguments: Any, **environment: str) -> Any:
+    """Return what the function returns in a process with these variables in its environment."""
+    processes.set_forkserver_preload(["airflow.sdk.execution_time.task_runner", "airflow.sdk.plugins_manager"])
+    ours, theirs = processes.Pipe(duplex=False)
+    given = {name: value for name, value in os.environ.items() if name.startswith(("AIRFLOW_", "AWS_"))}
+    process = processes.Process(target=_call, args=(theirs, function, arguments, {**given, **environment}), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        with ours:
+            assert ours.poll(SECONDS), "no answer"
+            return ours.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+def _call(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], given: dict[str, str]) -> None:
+    os.environ.update(given)
+    # Airflow's configuration knows our options, and so imports what describes them.
+    assert not {"async_state.plugin", "async_state.backend", "botocore"} & set(sys.modules)
+    pipe.send(function(*arguments))
+
+
+# What runs in such a process.
+
+
+def methods() -> dict[str, Any]:
+    from airflow.sdk.execution_time import context
+
+    places = [(accessor, method) for accessor in ACCESSORS for method in METHODS]
+    return {f"{accessor}.{method}": getattr(getattr(context, accessor), method, None) for accessor, method in places}
+
+
+def loaded() -> dict[str, Any]:
+    """Have Airflow load its plugins; return what came of it."""
+    from airflow.sdk import plugins_manager
+
+    told: list[tuple[str, str]] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append((record.levelname, record.getMessage()))
+
+    logging.getLogger("async_state").addHandler(Listener())
+    before = methods()
+    plugins, errors = plugins_manager._get_plugins()
+    after = methods()
+    changed = {name for name in before if after[name] is not before[name]}
+    assert all(inspect.iscoroutinefunction(after[name]) for name in changed)
+    return {
+        "plugins": [plugin.name for plugin in plugins],
+        "errors": errors,
+        "missing": {name for name in before if before[name] is None},
+        "given": changed,
+        "told": told,
+        "modules": {name for name in sys.modules if name.startswith(("async_state", "aiobotocore", "botocore"))},
+    }
+
+
+def loaded_where_the_sdk_awaits() -> dict[str, Any]:
+    from airflow.sdk.state import BaseStoreBackend
+
+    setattr(BaseStoreBackend, AWAITED, None)
+    return loaded()
+
+
+def loaded_without_coroutines() -> dict[str, Any]:
+    """As in task-sdk 1.3.0 and 1.3.1, whose accessors have none."""
+    from airflow.sdk.execution_time import context
+
+    for name, method in methods().items():
+        if method is not None:
+            accessor, _, attribute = name.partition(".")
+            delattr(getattr(context, accessor), attribute)
+    return loaded()
+
+
+def started(component: str) -> dict[str, Any]:
+    """Tell listeners that a component starts, as it does itself; return what came of it."""
+    from airflow.sdk.execution_time.task_runner import TaskRunnerMarker
+    from airflow.sdk.listener import get_listener_manager
+
+    manager = get_listener_manager()
+    what = TaskRunnerMarker() if component == "task" else type("Job", (), {"job_type": "SchedulerJob"})()
+    audited: list[str] = []
+    files = set(Path("/proc/self/fd").iterdir())
+    sys.addaudithook(lambda event, _: audited.append(event))
+    manager.hook.on_starting(component=what)
+    # Sockets are made: by asyncio to wake its loop, and by urllib3, which binds one to see whether there is IPv6.
+    network = {"socket.connect", "socket.getaddrinfo", "socket.sendto", "_thread.start_new_thread"}
+    return {
+        "preloaded": "aiobotocore" in sys.modules,
+        "audited": network & set(audited),
+        "threads": [thread.name for thread in threading.enumerate()],
+        "left open": [str(file.readlink()) for file in set(Path("/proc/self/fd").iterdir()) - files if file.exists()],
+    }
+
+
+def loaded_by_core() -> list[str | None]:
+    """Have airflow-core load its plugins, which has a manager of its own, as the scheduler and the triggerer do."""
+    from airflow import plugins_manager
+
+    return [plugin.name for plugin in plugins_manager._get_plugins()[0]]
+
+
+def fingerprints() -> tuple[str, dict[str, str | None]]:
+    from airflow.sdk.execution_time import context
+
+    def of(name: str) -> str | None:
+        accessor, _, attribute = name.partition(".")
+        method = getattr(getattr(context, accessor), attribute, None)
+        return method and hashlib.sha256(inspect.getsource(method).encode()).hexdigest()[:16]
+
+    version = "1.4" if hasattr(context.TaskStateStoreAccessor, "aget") else "1.3"
+    return version, {name: of(name) for name in PINNED[version]}
+
+
+# The tests.
+
+
+@pytest.mark.parametrize("backend", [OURS, "tests.dags.async_subclass.Subclass"])
+def test_accessors_get_awaiting_methods_where_the_backend_is_ours(backend: str) -> None:
+    found = in_process(loaded, **{BACKEND: backend})
+    assert "async_state" in found["plugins"]
+    assert found["given"] == BLOCKING | found["missing"]
+    assert found["told"] == []
+    # Made at the first operation, and not here.
+    assert "aiobotocore" not in found["modules"]
+
+
+def test_accessors_without_any_get_all_of_them() -> None:
+    found = in_process(loaded_without_coroutines, **{BACKEND: OURS})
+    assert found["given"] == {f"{accessor}.{method}" for accessor in ACCESSORS for method in METHODS}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {BACKEND: OTHER},
+        {BACKEND: "nowhere.Backend"},
+        {BACKEND: OURS, "AIRFLOW__ASYNC_STATE__PATCH_ACCESSORS": "False"},
+    ],
+    ids=["none", "another", "another that can't be imported yet", "switched off"],
+)
+def test_accessors_are_left_alone(environment: dict[str, str]) -> None:
+    found = in_process(loaded, **environment)
+    assert "async_state" in found["plugins"]
+    assert (found["given"], found["told"]) == (set(), [])
+
+
+def test_accessors_that_await_by_themselves_are_left_alone() -> None:
+    assert in_process(loaded_where_the_sdk_awaits, **{BACKEND: OURS})["given"] == set()
+
+
+def test_a_bad_option_is_logged_and_breaks_nothing() -> None:
+    found = in_process(loaded, **{BACKEND: OURS, "AIRFLOW__ASYNC_STATE__TIMEOUT": "soon"})
+    assert "async_state" in found["plugins"]
+    assert (found["errors"], found["given"]) == ({}, set())
+    ((level, message),) = found["told"]
+    assert level == "ERROR"
+    assert "[async_state] timeout" in message
+
+
+def test_without_a_backend_next_to_nothing_is_imported() -> None:
+    options = {"errors", "codec", "keys", "settings", "provider_info"}
+    expected = {"async_state", "async_state.plugin", *(f"async_state.{name}" for name in options)}
+    assert in_process(loaded)["modules"] <= expected
+
+
+def test_airflows_core_loads_the_plugin_too() -> None:
+    assert "async_state" in in_process(loaded_by_core)
+
+
+@pytest.mark.parametrize(("component", "preloaded"), [("scheduler", True), ("task", False)])
+def test_a_component_that_forks_prepares_and_starts_nothing(component: str, preloaded: bool) -> None:
+    environment = {BACKEND: OURS, "AIRFLOW__ASYNC_STATE__URL": "s3://state/preload"}
+    found = in_process(started, component, **environment)
+    assert found == {"preloaded": preloaded, "audited": set(), "threads": ["MainThread"], "left open": []}
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {BACKEND: OTHER}, {BACKEND: OURS}], ids=["none", "another", "ours on disk"]
+)
+def test_a_component_prepares_nothing_that_is_not_used(environment: dict[str, str]) -> None:
+    assert not in_process(started, "scheduler", **environment)["preloaded"]
+
+
+def test_the_sdk_is_the_one_that_the_stand_in_was_written_for() -> None:
+    version, found = in_process(fingerprints)
+    changed = [name for name, fingerprint in found.items() if fingerprint != PINNED[version][name]]
+    assert not changed, (
+        f"{', '.join(changed)} of airflow.sdk.execution_time.context changed: compare with task-sdk {version} what is "
+        "asked, in which order, what is raised and which default is given; bring sdk.py, accessors.py and standin.py "
+        "up to it; and then pin the new source here"
+    )
