@@ -10,6 +10,7 @@ As a program: reads a JSON list of `Run`s, as dicts, from standard input, and en
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import multiprocessing
 import os
@@ -33,7 +34,8 @@ class Run:
     """One run of a DAG.
 
     Attributes:
-        name: of the run, and of its directory below ``AIRFLOW_HOME``, where ``airflow.db`` and ``logs`` are.
+        name: of the run, and of its directory below ``AIRFLOW_HOME``. There are ``airflow.db``, ``logs``, and what each
+            task returned.
         dag_id: of the DAG.
         environment: what its processes have in addition.
         connections: of the database, as JSON, by id.
@@ -69,7 +71,6 @@ def main(runs: Iterable[Run]) -> None:
 
 def _prepare() -> None:
     """Do once what takes long, and nothing that a run should do itself: see that no plugin is loaded."""
-    import httpx
     from airflow import settings
     from airflow.dag_processing.bundles.manager import DagBundlesManager
     from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
@@ -91,6 +92,8 @@ def _prepare() -> None:
     async def warm_up() -> None:
         # The API server makes its routes at its first answer.
         transport = in_process_api_server().atransport
+        # httpx, or httpx2 since task-sdk 1.4.
+        httpx = importlib.import_module(type(transport).__module__.partition(".")[0])
         async with httpx.AsyncClient(transport=transport, base_url="http://in-process") as client:
             await client.get("/health")
 
@@ -158,14 +161,17 @@ def _supervise(run: Run, instance: Any, session: Any) -> None:
     session.commit()
     work = ExecuteTask.make(instance)
     session.commit()
+    client = InProcessTestSupervisor._api_client()  # type: ignore[no-untyped-call]
     supervise_task(
         ti=TaskInstance.model_validate(work.ti.model_dump(), extra="ignore"),
         bundle_info=work.bundle_info,
         dag_rel_path=work.dag_rel_path,
         token="",
         log_path=str(run.home / "logs" / f"{instance.task_id}.{instance.try_number}.log"),
-        client=InProcessTestSupervisor._api_client(),  # type: ignore[no-untyped-call]
+        client=client,
     )
+    returned = client.xcoms.get(instance.dag_id, instance.run_id, instance.task_id, "return_value")
+    (run.home / f"{instance.task_id}.json").write_text(json.dumps(returned.value))
 
 
 if __name__ == "__main__":
