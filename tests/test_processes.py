@@ -82,8 +82,8 @@ def test_forked_processes_start_afresh_and_leave_the_parent_alone(run: Run, wire
 @pytest.mark.parametrize("moment", ["start", "anyio._backends._asyncio", "aiobotocore.session"])
 def test_a_fork_in_the_first_operation_leaves_no_lock_held(run: Run, moment: str) -> None:
     program = run("first_fork", moment)
-    program.hear("child: fine")
     program.hear("parent: fine")
+    program.hear("child: fine")
     program.end()
 
 
