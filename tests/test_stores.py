@@ -69,7 +69,9 @@ async def test_a_deletion_is_of_its_names(store: Store, prefix: str) -> None:
     assert await names(store, prefix) == [kept]
 
 
-async def test_writers_of_one_object_do_not_mix(store: Store, prefix: str) -> None:
+async def test_writers_of_one_object_do_not_mix(store: Store, prefix: str, request: pytest.FixtureRequest) -> None:
+    if "rclone" in request.node.name:
+        pytest.skip("rclone's server writes in place: it answers 500 to a read meanwhile, or with another's checksum")
     name = f"{prefix}r/t/1/worker/k"
     bodies = [bytes([65 + i]) * 50_000 for i in range(8)]
     seen: list[bytes | None] = []
