@@ -159,7 +159,7 @@ class Services:
         process.terminate()
         try:
             ended = process.wait(_END_SECONDS)
-            left = _session(process.pid)
+            left = processes_of_session(process.pid)
             assert not left, f"{name} ended with {ended} and left processes behind: {left}\n{self.tails()}"
         finally:
             _kill(self._processes.pop(name))
@@ -269,13 +269,13 @@ class Services:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     # By session, as each task has a process group of its own.
-    for pid in _session(process.pid):
+    for pid in processes_of_session(process.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
-def _session(leader: int) -> list[int]:
+def processes_of_session(leader: int) -> list[int]:
     members = []
     for directory in Path("/proc").glob("[0-9]*"):
         pid = int(directory.name)

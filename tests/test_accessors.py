@@ -25,7 +25,7 @@ import boto3
 import pytest
 
 from async_state.testing import REGION, Answer, FakeS3, Request
-from tests.airflow_services import _session
+from tests.airflow_services import processes_of_session
 from tests.dags.async_worker import Run
 
 DAGS = Path(__file__).parent / "dags"
@@ -193,7 +193,7 @@ def tasks(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Task
         printed, _ = worker.communicate(json.dumps([asdict(run) for run in runs]), WORKER_SECONDS)
     except subprocess.TimeoutExpired:
         # Which is told below, with what was printed; it and the processes of its tasks, if any still run, end here.
-        for pid in _session(worker.pid):
+        for pid in processes_of_session(worker.pid):
             os.kill(pid, signal.SIGKILL)
         printed, _ = worker.communicate()
     finally:
