@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
 
@@ -307,6 +309,23 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch, opened: BackendOf, moto
     with pytest.raises(StoreAccessError, match="aws_conn_id"):
         backend.set(task, "k", "1")
     assert counted(moto) == []
+
+
+def test_garbage_is_collected_while_credentials_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, opened: BackendOf, moto: FakeS3, task: TaskScope
+) -> None:
+    """A process forked meanwhile would otherwise never collect any."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        backend = opened(Settings(url="s3://state/p", endpoint_url=moto.url, timeout=1))
+        with ThreadPoolExecutor(1) as executor:
+            found = executor.submit(backend.get, task, "k")
+            with listener.accept()[0]:
+                assert gc.isenabled()
+                with pytest.raises(StoreTimeoutError):
+                    found.result()
 
 
 def test_no_such_bucket(opened: BackendOf, moto: FakeS3, task: TaskScope) -> None:

@@ -69,7 +69,8 @@ def fake_s3(buckets: Iterable[str] = ("state",)) -> Iterator[FakeS3]:
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class QuietHandler(WSGIRequestHandler):
-        protocol_version = "HTTP/1.1"  # keep connections, as S3 does
+        # For Expect: 100-continue; werkzeug closes each connection all the same, where S3 keeps it.
+        protocol_version = "HTTP/1.1"
 
         def log(self, *_: Any, **__: Any) -> None:
             """Log nothing."""

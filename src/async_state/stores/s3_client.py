@@ -58,10 +58,14 @@ async def open_client(options: S3Options) -> AsyncIterator[S3Client]:
         # botocore otherwise composes its own anew for each request, for a seventh of the request's CPU time.
         user_agent=_user_agent(),
     )
+    session = _session()
+    if not options.credentials:
+        # May go over the network, so not in the block below; the session keeps what it finds.
+        await session.get_credentials()
     async with contextlib.AsyncExitStack() as stack:
         with _without_collections():
             client = await stack.enter_async_context(
-                _session().create_client(
+                session.create_client(
                     "s3",
                     endpoint_url=options.endpoint_url or None,
                     region_name=options.region_name or None,
