@@ -1,7 +1,8 @@
 """Airflow plugin: prepares the processes that run tasks and triggers, where `AsyncStateBackend` is their backend.
 
 Airflow loads plugins in the scheduler and in the triggerer before these fork, and in a task's process before the task.
-Loading this one therefore imports nothing of ours unless ``[workers] state_store_backend`` names a backend of ours.
+Loading this one therefore imports nothing else of ours unless ``[workers] state_store_backend`` names a backend, and no
+AWS library even then.
 """
 
 from __future__ import annotations
