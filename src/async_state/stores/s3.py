@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import zlib
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ from async_state.errors import CorruptObjectError, StoreAccessError, StoreError
 from async_state.stores.base import deadline
 from async_state.stores.s3_client import S3Options, open_client
 from async_state.stores.s3_errors import explained, refused
+from async_state.stores.s3_object import S3Objects
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -40,7 +41,7 @@ class S3Store:
         self._prefix = parts.path.lstrip("/") + "/" if parts.path.strip("/") else ""
         self._options = options
         self._bulk_delete = True
-        self._put_arguments: dict[str, Any] = {}
+        self._put_arguments = {"ContentType": "application/json"}
         if options.server_side_encryption:
             self._put_arguments["ServerSideEncryption"] = options.server_side_encryption
         if options.sse_kms_key_id:
@@ -48,15 +49,12 @@ class S3Store:
 
     async def get(self, name: str) -> bytes | None:
         with self._operation("get", name):
-            client = await self._client()
-            try:
-                response = await client.get_object(Bucket=self._bucket, Key=self._prefix + name)
-            except client.exceptions.NoSuchKey:
+            found = await (await self._objects()).get(self._prefix + name)
+            if found is None:
                 return None
-            async with response["Body"] as stream:
-                body: bytes = await stream.read()
+            body, metadata = found
             # Written by `put`; an object that someone else has put there has none.
-            checksum = response.get("Metadata", {}).get(_CHECKSUM)
+            checksum = metadata.get(_CHECKSUM)
             if checksum is not None and checksum != _crc32(body):
                 raise CorruptObjectError(
                     f"the object {self._url(name)} is damaged: its content does not match the checksum it was "
@@ -65,18 +63,10 @@ class S3Store:
             return body
 
     async def put(self, name: str, body: bytes, content_encoding: str) -> None:
-        encoding: dict[str, Any] = {"ContentEncoding": content_encoding} if content_encoding else {}
+        encoding = {"ContentEncoding": content_encoding} if content_encoding else {}
         with self._operation("put", name):
-            client = await self._client()
-            await client.put_object(
-                Bucket=self._bucket,
-                Key=self._prefix + name,
-                Body=body,
-                ContentType="application/json",
-                Metadata={_CHECKSUM: _crc32(body)},
-                **encoding,
-                **self._put_arguments,
-            )
+            objects = await self._objects()
+            await objects.put(self._prefix + name, body, self._put_arguments | encoding, {_CHECKSUM: _crc32(body)})
 
     async def delete(self, names: Sequence[str]) -> Mapping[str, StoreError]:
         if len(names) == 1:
@@ -92,7 +82,7 @@ class S3Store:
         more: dict[str, Any] = {}
         while True:
             with self._operation("list", prefix):
-                client = await self._client()
+                client = (await self._objects()).client
                 page = await client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + prefix, **more)
             names = [item["Key"].removeprefix(self._prefix) for item in page.get("Contents", ())]
             if names:
@@ -106,13 +96,12 @@ class S3Store:
 
     async def _delete_one(self, name: str) -> None:
         with self._operation("delete", name):
-            client = await self._client()
-            await client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+            await (await self._objects()).delete(self._prefix + name)
 
     async def _delete_many(self, names: Sequence[str]) -> dict[str, StoreError]:
         failed: dict[str, StoreError] = {}
         with self._operation("delete", names[0], more=len(names) - 1):
-            client = await self._client()
+            client = (await self._objects()).client
             for attempt in range(1, self._options.max_attempts + 1):
                 failed = {name: failed[name] for name in failed if name not in names}
                 for name, code, message in await self._delete_objects(client, names):
@@ -158,8 +147,13 @@ class S3Store:
                 group.start_soon(delete, name)
         return failed
 
-    async def _client(self) -> S3Client:
-        return await iothread.resource(self, lambda: open_client(self._options))
+    async def _objects(self) -> S3Objects:
+        return await iothread.resource(self, self._open)
+
+    @contextlib.asynccontextmanager
+    async def _open(self) -> AsyncIterator[S3Objects]:
+        async with open_client(self._options) as client:
+            yield S3Objects(client, self._bucket, self._options.max_attempts)
 
     @contextlib.contextmanager
     def _operation(self, verb: str, name: str, more: int = 0) -> Iterator[None]:

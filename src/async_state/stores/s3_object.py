@@ -1,0 +1,169 @@
+"""One object of S3 in one signed HTTP exchange, with botocore's machinery only where it is needed.
+
+For each call botocore resolves the endpoint, lets some thirty handlers change the request and parses the answer by its
+model: two thirds of the CPU time of a small put. All of that comes out as before as long as calls succeed. So once a
+call has gone through the client and succeeded, the next go directly: to the endpoint that it went to, signed by the
+client's signer, over the client's connections. Whatever comes of that but plain success (an error to explain, a
+redirect, a lost connection, a skewed clock) is asked again through the client, which knows how to retry, follow and
+name it, and so are all calls after it until one succeeds. What went directly counts as the first of the tries that the
+settings allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from async_state.stores.s3_client import EXPECT_CONTINUE_FROM_BYTES
+
+if TYPE_CHECKING:
+    from aiobotocore.awsrequest import AioAWSResponse
+    from types_aiobotocore_s3 import S3Client
+
+_HEADER: Final = {
+    "ContentType": "Content-Type",
+    "ContentEncoding": "Content-Encoding",
+    "ServerSideEncryption": "x-amz-server-side-encryption",
+    "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
+}
+_METADATA: Final = "x-amz-meta-"
+
+#: Whether the running operation has had a try past the client.
+_tried_directly: ContextVar[bool] = ContextVar("async_state_tried_directly", default=False)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What a call through the client found out that holds for the next one."""
+
+    base: str
+    signer: Any
+    #: As botocore gives it to the signer.
+    context: Mapping[str, Any]
+
+
+class S3Objects:
+    """Gets, puts and deletes single objects of one bucket through ``client``, and directly where that is safe.
+
+    Parameters:
+        client: whose endpoint, signer and connections are used.
+        bucket: the bucket.
+        max_attempts: how many tries the client has for an operation. With one alone, all go through the client.
+    """
+
+    def __init__(self, client: S3Client, bucket: str, max_attempts: int) -> None:
+        self.client = client
+        self._bucket = bucket
+        self._max_attempts = max_attempts
+        self._way: _Way | None = None
+        if max_attempts > 1:
+            for operation in ("GetObject", "PutObject", "DeleteObject"):
+                client.meta.events.register_last(f"before-call.s3.{operation}", _note_url)
+                client.meta.events.register_first(f"needs-retry.s3.{operation}", self._count_direct_try)
+                client.meta.events.register_last(f"after-call.s3.{operation}", self._learn)
+
+    async def get(self, key: str) -> tuple[bytes, Mapping[str, str]] | None:
+        """Return content and metadata, or ``None`` if there is no such object."""
+        response = await self._directly("GetObject", "GET", key)
+        if response is not None:
+            if response.status_code == 404:
+                return None
+            named = response.headers.items()
+            metadata = {name.removeprefix(_METADATA): value for name, value in named if name.startswith(_METADATA)}
+            return await response.content, metadata
+        try:
+            answer = await self.client.get_object(Bucket=self._bucket, Key=key)
+        except self.client.exceptions.NoSuchKey:
+            return None
+        async with answer["Body"] as stream:
+            return await stream.read(), answer.get("Metadata", {})
+
+    async def put(self, key: str, body: bytes, arguments: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+        """Write the object.
+
+        Parameters:
+            key: the object's key.
+            body: its content.
+            arguments: more of what PutObject takes: those of ``_HEADER``.
+            metadata: by lower-case name.
+        """
+        if len(body) < EXPECT_CONTINUE_FROM_BYTES:
+            headers = {_HEADER[name]: value for name, value in arguments.items()}
+            headers |= {_METADATA + name: value for name, value in metadata.items()}
+            if await self._directly("PutObject", "PUT", key, headers, body):
+                return
+        await self.client.put_object(Bucket=self._bucket, Key=key, Body=body, Metadata=metadata, **arguments)
+
+    async def delete(self, key: str) -> None:
+        """Delete the object, if there is one."""
+        if not await self._directly("DeleteObject", "DELETE", key):
+            await self.client.delete_object(Bucket=self._bucket, Key=key)
+
+    async def _directly(
+        self, operation: str, method: str, key: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> AioAWSResponse | None:
+        """Return the answer of an exchange past the client, if there was one and it succeeded."""
+        way = self._way
+        _tried_directly.set(way is not None)
+        if way is None:
+            return None
+        from aiohttp import ClientError as HttpError
+        from botocore.awsrequest import AWSRequest
+        from botocore.exceptions import BotoCoreError
+
+        request = AWSRequest(method, way.base + quote(key, safe="/~"), headers=headers, data=body)
+        request.headers["User-Agent"] = self.client.meta.config.user_agent
+        request.context.update(way.context)
+        try:
+            await way.signer.sign(operation, request)
+            response: AioAWSResponse = await self.client._endpoint.http_session.send(request.prepare())  # noqa: SLF001
+            if await _succeeded(method, response):
+                return response
+        except (BotoCoreError, HttpError, OSError):
+            pass  # The client meets it too, or it has passed.
+        self._way = None
+        return None
+
+    def _count_direct_try(
+        self,
+        response: tuple[AioAWSResponse, dict[str, Any]] | None,
+        caught_exception: Exception | None,
+        attempts: int,
+        operation: Any,
+        **_: Any,
+    ) -> None:
+        # The client would go on, as it knows of its own tries alone.
+        if not _tried_directly.get() or attempts + 1 < self._max_attempts:
+            return
+        if caught_exception is not None:
+            raise caught_exception
+        if response is not None and response[0].status_code >= 500:
+            from botocore.exceptions import ClientError
+
+            _, answer = response
+            answer["ResponseMetadata"]["RetryAttempts"] = attempts
+            raise ClientError(answer, operation.name)  # type: ignore[arg-type]
+
+    def _learn(self, http_response: AioAWSResponse, context: Mapping[str, Any], **_: Any) -> None:
+        # Other signatures, such as S3 Express's, need more of botocore than its signer.
+        if http_response.status_code < 300 and context["auth_type"] == "v4":
+            self._way = _Way(**context["async_state"])
+
+
+def _note_url(params: dict[str, Any], request_signer: Any, context: dict[str, Any], **_: Any) -> None:
+    context["async_state"] = {
+        "base": params["url"].removesuffix(params["url_path"]) + "/",
+        "signer": request_signer,
+        "context": {name: context[name] for name in ("auth_type", "signing", "client_config")},
+    }
+
+
+async def _succeeded(method: str, response: AioAWSResponse) -> bool:
+    content = await response.content
+    if method == "GET":
+        return response.status_code == 200 or (response.status_code == 404 and b"<Code>NoSuchKey</Code>" in content)
+    # S3 may answer 200 and put an error into the body.
+    return response.status_code in (200, 204) and not content
