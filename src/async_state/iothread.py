@@ -22,6 +22,7 @@ import os
 import selectors
 import threading
 import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, ParamSpec, TypeVar
@@ -44,6 +45,46 @@ class _Selector(selectors.DefaultSelector):
             _busy.acquire()
 
 
+class _Relay:
+    """Takes calls from one loop to another: all that one iteration has together, and then one an iteration.
+
+    Together, since each wakes the other thread, and two threads that wake each other by turns do little else. One at a
+    time, so that an operation sends its request before the next one composes its own: of many that start at once, all
+    would otherwise wait for all at every step, and for the same again when their answers come.
+    """
+
+    def __init__(self, target: asyncio.AbstractEventLoop) -> None:
+        self._target = weakref.ref(target)
+        self._sent: list[Callable[[], None]] = []
+        self._arrived: deque[Callable[[], None]] = deque()
+
+    def send(self, call: Callable[[], None]) -> None:
+        """Have the call made on the other loop, in the order of these."""
+        if not self._sent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._sent.append(call)
+
+    def _flush(self) -> None:
+        calls, self._sent = self._sent, []
+        target = self._target()
+        if target is not None:
+            # A loop that is closed has nobody left who waits.
+            with contextlib.suppress(RuntimeError):
+                target.call_soon_threadsafe(self._arrive, calls)
+
+    def _arrive(self, calls: list[Callable[[], None]]) -> None:
+        idle = not self._arrived
+        self._arrived.extend(calls)
+        if idle:
+            self._make_next_call()
+
+    def _make_next_call(self) -> None:
+        call = self._arrived.popleft()
+        if self._arrived:
+            asyncio.get_running_loop().call_soon(self._make_next_call)
+        call()
+
+
 class _IoThread:
     """The thread, its loop, and what is bound to that loop.
 
@@ -56,9 +97,19 @@ class _IoThread:
         self.loop = asyncio.SelectorEventLoop(_Selector())
         self.opening = asyncio.Lock()
         self.resources: dict[Hashable, tuple[AsyncExitStack, Any]] = {}
+        self._relays: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[_Relay, _Relay]] = (
+            weakref.WeakKeyDictionary()
+        )
         # A daemon: it never ends, and the interpreter's exit must not wait for it.
         self.thread = threading.Thread(target=self._main, name="async_state-io", daemon=True)
         self.thread.start()
+
+    def relays(self, caller: asyncio.AbstractEventLoop) -> tuple[_Relay, _Relay]:
+        """Return the ways from the caller's loop to this one, and back."""
+        relays = self._relays.get(caller)
+        if relays is None:
+            relays = self._relays[caller] = _Relay(self.loop), _Relay(caller)
+        return relays
 
     def _main(self) -> None:
         with _busy:
@@ -142,9 +193,32 @@ async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **k
     """
     if _on_io_thread():
         return await function(*args, **kwargs)
-    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
-    _submit(function(*args, **kwargs), outcome)
-    return await asyncio.wrap_future(outcome)
+    io, caller = _io(), asyncio.get_running_loop()
+    there, back = io.relays(caller)
+    outcome: asyncio.Future[T] = caller.create_future()
+    task: asyncio.Task[T] | None = None
+
+    def begin() -> None:
+        nonlocal task
+        if not outcome.cancelled():
+            task = io.loop.create_task(function(*args, **kwargs))
+            task.add_done_callback(lambda task: back.send(lambda: end(task)))
+
+    def end(task: asyncio.Task[T]) -> None:
+        error = _error(task)
+        if outcome.cancelled():
+            return
+        if error is None:
+            outcome.set_result(task.result())
+        else:
+            outcome.set_exception(error)
+
+    there.send(begin)
+    try:
+        return await outcome
+    except asyncio.CancelledError:
+        there.send(lambda: task and task.cancel())
+        raise
 
 
 async def resource(owner: Hashable, open_: Callable[[], AbstractAsyncContextManager[T]]) -> T:
@@ -214,7 +288,7 @@ def _submit(call: Coroutine[Any, Any, T], outcome: concurrent.futures.Future[T])
         outcome.add_done_callback(lambda _: outcome.cancelled() and loop.call_soon_threadsafe(task.cancel))
 
     def end(task: asyncio.Task[T]) -> None:
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        error = _error(task)
         if not outcome.set_running_or_notify_cancel():
             return
         if error is None:
@@ -223,6 +297,10 @@ def _submit(call: Coroutine[Any, Any, T], outcome: concurrent.futures.Future[T])
             outcome.set_exception(error)
 
     loop.call_soon_threadsafe(begin)
+
+
+def _error(task: asyncio.Task[Any]) -> BaseException | None:
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
 
 
 def _portals_forbidden() -> bool:

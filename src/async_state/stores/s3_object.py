@@ -119,7 +119,7 @@ class S3Objects:
         request.context.update(way.context)
         try:
             await way.signer.sign(operation, request)
-            response: AioAWSResponse = await self.client._endpoint.http_session.send(request.prepare())  # noqa: SLF001
+            response: AioAWSResponse = await self.client._endpoint.http_session.send(request.prepare())
             if await _succeeded(method, response):
                 return response
         except (BotoCoreError, HttpError, OSError):
