@@ -277,6 +277,75 @@ async def test_cancelling_at_once_leaves_nothing(backend: AsyncStateBackend, tas
     assert await backend.aget(task, "row") == "kept"
 
 
+# The way from loop to loop.
+
+
+async def test_operations_that_start_together_cross_together_and_start_in_turn() -> None:
+    begun: list[int] = []
+    iterations: list[int] = []
+    iteration = 0
+
+    async def count_iterations() -> None:
+        nonlocal iteration
+        while True:
+            iteration += 1
+            await asyncio.sleep(0)
+
+    async def begin(number: int) -> None:
+        begun.append(number)
+        iterations.append(iteration)
+
+    async def start_counting() -> asyncio.Task[None]:
+        return asyncio.create_task(count_iterations())
+
+    async def stop(counting: asyncio.Task[None]) -> None:
+        counting.cancel()
+
+    counting = await iothread.arun(start_counting)
+    await asyncio.gather(*(iothread.arun(begin, number) for number in range(50)))
+    await iothread.arun(stop, counting)
+    assert begun == list(range(50))
+    # One an iteration; and none waits for another, or for a second wake of the thread, in between.
+    assert [later - iterations[0] for later in iterations] == list(range(50))
+
+
+async def test_an_operation_that_is_cancelled_on_its_way_never_begins() -> None:
+    begun: list[int] = []
+
+    async def begin(number: int) -> None:
+        begun.append(number)
+
+    operations = [asyncio.create_task(iothread.arun(begin, number)) for number in range(3)]
+    await asyncio.sleep(0)
+    operations[1].cancel()
+    await asyncio.wait(operations)
+    assert operations[1].cancelled()
+    assert begun == [0, 2]
+
+
+def test_a_loop_that_is_closed_before_the_answer_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    leave, left = threading.Event(), threading.Event()
+
+    async def linger() -> None:
+        # Past its cancelling, until the loop that waited is closed.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(PATIENCE)
+        await asyncio.to_thread(leave.wait, PATIENCE)
+        asyncio.current_task().add_done_callback(lambda _: left.set())  # type: ignore[union-attr]
+
+    async def wait_and_give_up() -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(iothread.arun(linger), 0.01)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(wait_and_give_up())
+    loop.close()
+    leave.set()
+    assert left.wait(PATIENCE)
+    assert asyncio.run(iothread.arun(anyio.sleep, 0)) is None
+    assert caplog.records == []
+
+
 # The bound on operations in flight.
 
 

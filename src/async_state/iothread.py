@@ -45,7 +45,7 @@ class _Selector(selectors.DefaultSelector):
             _busy.acquire()
 
 
-class _Relay:
+class _Bridge:
     """Takes calls from one loop to another: all that one iteration has together, and then one an iteration.
 
     Together, since each wakes the other thread, and two threads that wake each other by turns do little else. One at a
@@ -97,19 +97,19 @@ class _IoThread:
         self.loop = asyncio.SelectorEventLoop(_Selector())
         self.opening = asyncio.Lock()
         self.resources: dict[Hashable, tuple[AsyncExitStack, Any]] = {}
-        self._relays: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[_Relay, _Relay]] = (
+        self._bridges: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[_Bridge, _Bridge]] = (
             weakref.WeakKeyDictionary()
         )
         # A daemon: it never ends, and the interpreter's exit must not wait for it.
         self.thread = threading.Thread(target=self._main, name="async_state-io", daemon=True)
         self.thread.start()
 
-    def relays(self, caller: asyncio.AbstractEventLoop) -> tuple[_Relay, _Relay]:
+    def bridges(self, caller: asyncio.AbstractEventLoop) -> tuple[_Bridge, _Bridge]:
         """Return the ways from the caller's loop to this one, and back."""
-        relays = self._relays.get(caller)
-        if relays is None:
-            relays = self._relays[caller] = _Relay(self.loop), _Relay(caller)
-        return relays
+        bridges = self._bridges.get(caller)
+        if bridges is None:
+            bridges = self._bridges[caller] = _Bridge(self.loop), _Bridge(caller)
+        return bridges
 
     def _main(self) -> None:
         with _busy:
@@ -194,7 +194,7 @@ async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **k
     if _on_io_thread():
         return await function(*args, **kwargs)
     io, caller = _io(), asyncio.get_running_loop()
-    there, back = io.relays(caller)
+    there, back = io.bridges(caller)
     outcome: asyncio.Future[T] = caller.create_future()
     task: asyncio.Task[T] | None = None
 
@@ -213,11 +213,15 @@ async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **k
         else:
             outcome.set_exception(error)
 
+    def cancel() -> None:
+        if task is not None:
+            task.cancel()
+
     there.send(begin)
     try:
         return await outcome
     except asyncio.CancelledError:
-        there.send(lambda: task and task.cancel())
+        there.send(cancel)
         raise
 
 

@@ -40,6 +40,7 @@ class _Way:
     """What a call through the client found out that holds for the next one."""
 
     base: str
+    user_agent: str
     signer: Any
     #: As botocore gives it to the signer.
     context: Mapping[str, Any]
@@ -57,6 +58,8 @@ class S3Objects:
     def __init__(self, client: S3Client, bucket: str, max_attempts: int) -> None:
         self.client = client
         self._bucket = bucket
+        # The one thing of the client that has no public name; all versions have it.
+        self._http = client._endpoint.http_session
         self._max_attempts = max_attempts
         self._way: _Way | None = None
         if max_attempts > 1:
@@ -90,12 +93,10 @@ class S3Objects:
             arguments: more of what PutObject takes: those of ``_HEADER``.
             metadata: by lower-case name.
         """
-        if len(body) < EXPECT_CONTINUE_FROM_BYTES:
-            headers = {_HEADER[name]: value for name, value in arguments.items()}
-            headers |= {_METADATA + name: value for name, value in metadata.items()}
-            if await self._directly("PutObject", "PUT", key, headers, body):
-                return
-        await self.client.put_object(Bucket=self._bucket, Key=key, Body=body, Metadata=metadata, **arguments)
+        headers = {_HEADER[name]: value for name, value in arguments.items()}
+        headers |= {_METADATA + name: value for name, value in metadata.items()}
+        if not await self._directly("PutObject", "PUT", key, headers, body):
+            await self.client.put_object(Bucket=self._bucket, Key=key, Body=body, Metadata=metadata, **arguments)
 
     async def delete(self, key: str) -> None:
         """Delete the object, if there is one."""
@@ -106,7 +107,8 @@ class S3Objects:
         self, operation: str, method: str, key: str, headers: Mapping[str, str] | None = None, body: bytes = b""
     ) -> AioAWSResponse | None:
         """Return the answer of an exchange past the client, if there was one and it succeeded."""
-        way = self._way
+        # Large bodies wait for the store's consent, which the client asks for.
+        way = self._way if len(body) < EXPECT_CONTINUE_FROM_BYTES else None
         _tried_directly.set(way is not None)
         if way is None:
             return None
@@ -115,11 +117,11 @@ class S3Objects:
         from botocore.exceptions import BotoCoreError
 
         request = AWSRequest(method, way.base + quote(key, safe="/~"), headers=headers, data=body)
-        request.headers["User-Agent"] = self.client.meta.config.user_agent
+        request.headers["User-Agent"] = way.user_agent
         request.context.update(way.context)
         try:
             await way.signer.sign(operation, request)
-            response: AioAWSResponse = await self.client._endpoint.http_session.send(request.prepare())
+            response: AioAWSResponse = await self._http.send(request.prepare())
             if await _succeeded(method, response):
                 return response
         except (BotoCoreError, HttpError, OSError):
@@ -156,6 +158,7 @@ class S3Objects:
 def _note_url(params: dict[str, Any], request_signer: Any, context: dict[str, Any], **_: Any) -> None:
     context["async_state"] = {
         "base": params["url"].removesuffix(params["url_path"]) + "/",
+        "user_agent": params["headers"]["User-Agent"],
         "signer": request_signer,
         "context": {name: context[name] for name in ("auth_type", "signing", "client_config")},
     }
