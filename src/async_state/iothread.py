@@ -23,7 +23,7 @@ import selectors
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, ParamSpec, TypeVar
 
@@ -268,15 +268,13 @@ class Slots:
             weakref.WeakKeyDictionary()
         )
 
-    @contextlib.asynccontextmanager
-    async def one(self) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it for the block."""
+    def one(self) -> asyncio.Semaphore:
+        """Return what waits for a slot of this loop, and holds it for the block, in ``async with``."""
         loop = asyncio.get_running_loop()
         semaphore = self._of_loop.get(loop)
         if semaphore is None:
             semaphore = self._of_loop[loop] = asyncio.Semaphore(self._count)
-        async with semaphore:
-            yield
+        return semaphore
 
 
 def _submit(call: Coroutine[Any, Any, T], outcome: concurrent.futures.Future[T]) -> None:

@@ -5,9 +5,9 @@ Everything above this module runs on the caller's side of the hop; stores, packi
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, ParamSpec, TypeVar
 
 import anyio.to_thread
@@ -34,8 +34,8 @@ class Objects:
         # Without a connection to look up, there is nothing to wait for.
         self._credentials: dict[str, str] | None = None if settings.aws_conn_id else {}
 
-    def turn(self) -> AbstractAsyncContextManager[None]:
-        """Wait for one of ``max_concurrency`` turns on this loop, and hold it for the block.
+    def turn(self) -> asyncio.Semaphore:
+        """Return what waits for one of ``max_concurrency`` turns on this loop, and holds it, in ``async with``.
 
         To be taken before anything is done for an operation: of thousands that start at once, each would do its share
         of packing in the same step of their loop.
