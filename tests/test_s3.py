@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import boto3
 import pytest
 from airflow.sdk.state import AssetScope, TaskScope
+from botocore.utils import parse_timestamp
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
@@ -27,6 +28,7 @@ from async_state.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
+from async_state.stores import s3_client
 from async_state.testing import Answer, FakeS3, Request
 from tests import servers
 
@@ -425,3 +427,25 @@ def test_control_characters_in_keys_do_not_reach_messages(
         on_moto.set(asset, "k\n2026-01-01 ERROR forged\x1b[31m", "1")
     assert str(caught.value).isprintable()
     assert "k\n2026" in unquote(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "2026-11-22T21:30:00.000Z",
+        "2026-11-22T21:30:00Z",
+        "2026-11-22T21:30:00+02:00",
+        "Sun, 22 Nov 2026 21:30:00 GMT",
+        1795383000,
+        "1795383000",
+    ],
+)
+def test_times_are_read_as_botocore_reads_them(written: str | int) -> None:
+    found = s3_client._timestamp(written)
+    assert found.utcoffset() is not None
+    assert found == parse_timestamp(written)
+
+
+def test_what_is_no_time_is_botocores_to_refuse() -> None:
+    with pytest.raises(ValueError, match="noon"):
+        s3_client._timestamp("noonZ")
