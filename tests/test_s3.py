@@ -440,7 +440,7 @@ def test_control_characters_in_keys_do_not_reach_messages(
         "1795383000",
     ],
 )
-def test_times_are_read_as_botocore_reads_them(written: str | int) -> None:
+def test_times_are_read_as_botocore_reads_them(written: Any) -> None:
     found = s3_client._timestamp(written)
     assert found.utcoffset() is not None
     assert found == parse_timestamp(written)
