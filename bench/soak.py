@@ -231,8 +231,8 @@ def _sample(seconds: float, tally: Tally) -> dict[str, float]:
     return {
         "minute": round(seconds / 60, 1),
         "private_mb": round(private / 1024, 1),
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "threads": len(os.listdir("/proc/self/task")),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "threads": len(list(Path("/proc/self/task").iterdir())),
         "operations": sum(tally.done.values()),
         "errors": sum(tally.errors.values()),
         "median_ms": round(statistics.median(took) * 1000, 1),
