@@ -1,12 +1,15 @@
-"""What CONTRACTS asks of a backend, row by row, on each kind of store; rows on names alone are in test_keys.py."""
+"""What Airflow asks of a backend, on each kind of store and in each way of calling; then what is ours alone.
+
+Rows on names alone are in test_keys.py.
+"""
 
 from __future__ import annotations
 
 import datetime
 import json
 import math
-import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -20,47 +23,46 @@ from async_state.errors import (
     MissingObjectError,
     UntrustedRefError,
 )
-from async_state.keys import Plane, object_name
-from async_state.objects import Objects
+from async_state.testing import FakeS3, SlowStoreContract, StateBackendContract, faults
+from async_state.testing.contract import VALUES
 
 SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]
 
-VALUES: list[Any] = [
-    "spark_app_001",
-    "",
-    0,
-    False,
-    True,
-    [],
-    {},
-    -0.5,
-    1e300,
-    10**40,
-    "null",
-    '"quoted"',
-    "\x00\x1f\n\u2028 é \U0001f4a5 \ud800",
-    "s3://state/elsewhere/v1/task/d/r/t/-1/worker/k",
-    {"__airflow_state_ref__": "s3://state/x"},
-    {"nested": [1, [2, {"three": None}], "four"], "": {"empty": ""}},
-    "x" * 300_000,
-]
-KEYS = [
-    "k",
-    "a/b",
-    "../x",
-    "/",
-    "//",
-    "with space",
-    "100%",
-    "a%2Fb",
-    "*?[a]",
-    "\n\t\x00",
-    "ключ-\U0001f511",
-    "k.gz",
-    "~",
-]
-KEYS += ["k" * 512, "é" * 512, "CON", "-", "key=value&x=+y", "'\"<>", "...", ".hidden"]
+
+class TestContract(StateBackendContract):
+    """On memory, files, moto's S3 server and rclone's."""
+
+    @pytest.fixture(autouse=True)
+    def _store(self, store_settings: SettingsOf) -> None:
+        self.seen_by_other_processes = not store_settings().url.startswith("memory")
+
+    @pytest.fixture
+    def with_other_compression(self, store_settings: SettingsOf, opened: BackendOf) -> Callable[[], AsyncStateBackend]:
+        return lambda: opened(store_settings(compression="gzip", compression_threshold=1))
+
+    @pytest.fixture
+    def with_other_base(self, store_settings: SettingsOf, opened: BackendOf) -> Callable[[], AsyncStateBackend]:
+        url = store_settings().url
+        return lambda: opened(store_settings(url=moved(url), trusted_urls=(url,)))
+
+
+class TestContractOnASlowStore(SlowStoreContract):
+    seconds = 0.4
+    still = 0.2
+
+    @pytest.fixture
+    def backend(self, s3_settings: SettingsOf, opened: BackendOf) -> AsyncStateBackend:
+        return opened(s3_settings(timeout=0.8))
+
+    @pytest.fixture
+    def slowed(self, moto: FakeS3) -> Callable[[float], AbstractContextManager[object]]:
+        return lambda seconds: moto.failing(faults.never_answers() if seconds == math.inf else faults.latency(seconds))
+
+
+def moved(url: str) -> str:
+    """Another base URL in the same store."""
+    return f"{url}/moved" if url.startswith(("s3", "file")) else f"{url}-moved"
 
 
 def store(backend: AsyncStateBackend, scope: Any, key: str, value: Any) -> str:
@@ -74,32 +76,12 @@ def resolve(backend: AsyncStateBackend, ref: str) -> Any:
     return backend.deserialize_task_state_store_from_ref(ref)
 
 
-def test_contract_01_rows_come_back_byte_for_byte(backend: AsyncStateBackend, task: TaskScope) -> None:
-    assert backend.get(task, "k") is None
-    for text in ('{"a":  1}', "null", '""', json.dumps("é"), '"é"', " 1 "):
-        backend.set(task, "k", text)
-        assert backend.get(task, "k") == text
-
-
-def test_contract_02_every_json_value_comes_back(backend: AsyncStateBackend, task: TaskScope) -> None:
-    for value in VALUES:
-        found = resolve(backend, store(backend, task, "k", value))
-        assert found == value
-        assert type(found) is type(value)
-
-
 @pytest.mark.parametrize("value", [math.nan, [math.inf], datetime.datetime.now(tz=datetime.timezone.utc), (1,), None])
 def test_contract_03_a_refused_value_changes_nothing(backend: AsyncStateBackend, task: TaskScope, value: Any) -> None:
     ref = store(backend, task, "k", "before")
     with pytest.raises(InvalidValueError):
         store(backend, task, "k", value)
     assert resolve(backend, ref) == "before"
-
-
-def test_contract_04_a_value_that_looks_like_airflows_marker(backend: AsyncStateBackend, asset: AssetScope) -> None:
-    value = {"__airflow_state_ref__": "s3://state/elsewhere"}
-    ref = store(backend, asset, "k", value)
-    assert backend.deserialize_asset_state_store_from_ref(ref) == value
 
 
 def test_contract_05_a_ref_depends_on_scope_and_key_alone(
@@ -123,12 +105,11 @@ def test_contract_06_a_ref_is_the_objects_url(
         json.loads(ref)
 
 
-def test_contract_07_inline_text_is_resolved_too(backend: AsyncStateBackend) -> None:
+def test_contract_07_purging_inline_text_does_nothing(backend: AsyncStateBackend) -> None:
     for value in VALUES:
         inline = json.dumps(value)
-        assert backend.deserialize_task_state_store_from_ref(inline) == value
-        assert backend.deserialize_asset_state_store_from_ref(inline) == value
         backend.purge_task_state(inline)
+        backend.purge_asset_state(inline)
 
 
 def test_contract_08_small_values_stay_inline(
@@ -191,7 +172,7 @@ def test_contract_10_refs_outlive_a_change_of_url(
 ) -> None:
     old_url = store_settings().url
     old_ref = store(opened(store_settings()), task, "k", "old")
-    new_url = f"{old_url}/moved" if old_url.startswith(("s3", "file")) else f"{old_url}-moved"
+    new_url = moved(old_url)
     without = opened(store_settings(url=new_url))
     with pytest.raises(UntrustedRefError, match="trusted_urls"):
         resolve(without, old_ref)
@@ -222,60 +203,6 @@ def test_contract_11_scopes_of_the_wrong_type(backend: AsyncStateBackend, task: 
     assert backend.get(task, "k") == "1"
 
 
-def test_contract_12_13_a_task_is_matched_exactly(backend: AsyncStateBackend, task: TaskScope) -> None:
-    others = [
-        TaskScope(task.dag_id, task.run_id, task.task_id, 0),
-        TaskScope(task.dag_id, task.run_id, task.task_id, 1),
-        TaskScope(task.dag_id, task.run_id, task.task_id, 10),
-        TaskScope(task.dag_id, task.run_id, "task2"),
-        TaskScope(task.dag_id, "manual__2026-01-02T00:00:00+00:00", task.task_id),
-        TaskScope(f"{task.dag_id}2", task.run_id, task.task_id),
-    ]
-    refs = [store(backend, scope, "k", i) for i, scope in enumerate([task, *others])]
-    assert [resolve(backend, ref) for ref in refs] == list(range(len(refs)))
-    # A retry is the same scope.
-    assert store(backend, TaskScope(task.dag_id, task.run_id, task.task_id), "k", "retry") == refs[0]
-
-
-def test_contract_14_name_uri_and_id_never_collide(backend: AsyncStateBackend) -> None:
-    unused = str(uuid.uuid4().int)
-    scopes = [AssetScope(name=unused), AssetScope(uri=unused), AssetScope(asset_id=int(unused))]
-    for scope in scopes:
-        backend.set(scope, "k", json.dumps(str(scope)))
-    backend.clear(scopes[0])
-    assert [backend.get(scope, "k") for scope in scopes] == [None, *(json.dumps(str(s)) for s in scopes[1:])]
-
-
-def test_contract_15_every_key_has_an_object_of_its_own(backend: AsyncStateBackend, task: TaskScope) -> None:
-    refs = {key: store(backend, task, key, key) for key in KEYS}
-    assert len(set(refs.values())) == len(KEYS)
-    assert {key: resolve(backend, ref) for key, ref in refs.items()} == {key: key for key in KEYS}
-    for gone in KEYS:
-        backend.delete(task, gone)
-        del refs[gone]
-        assert all(resolve(backend, ref) == key for key, ref in refs.items())
-
-
-def test_contract_15_ids_of_every_kind(backend: AsyncStateBackend) -> None:
-    long = "/\U0001f4a5" * 125
-    scopes = [TaskScope(long, long, long, 2**31 - 1), TaskScope(long, long, long[:-1] + "x", 2**31 - 1)]
-    scopes += [TaskScope("../..", ".", "..", 0), TaskScope("..", "../.", "..", 0)]
-    assets = [
-        AssetScope(name="a/b"),
-        AssetScope(uri="s3://bucket/a?b=c#d"),
-        AssetScope(name=long),
-        AssetScope(uri=long),
-    ]
-    every: list[Any] = [*scopes, *assets]
-    for scope in every:
-        backend.clear(scope)
-    refs = [store(backend, scope, "k" * 512, i) for i, scope in enumerate(every)]
-    assert [resolve(backend, ref) for ref in refs] == list(range(len(every)))
-    for scope in every:
-        backend.clear(scope)
-    assert [resolve(backend, ref) for ref in refs] == [None] * len(every)
-
-
 @pytest.mark.parametrize("key", ["", ".", "..", "k" * 513])
 def test_contract_15_a_refused_key_changes_nothing(backend: AsyncStateBackend, task: TaskScope, key: str) -> None:
     ref = store(backend, task, "k", "before")
@@ -293,23 +220,6 @@ def test_contract_15_a_refused_key_changes_nothing(backend: AsyncStateBackend, t
     assert backend.get(task, "k") == '"before"'
 
 
-def test_contract_16_a_dag_called_assets(backend: AsyncStateBackend) -> None:
-    dags = [TaskScope(word, "name", "worker", 0) for word in ("assets", "asset", "task", "v1")]
-    assets = [AssetScope(name=word) for word in ("assets", "task", "name")]
-    every: list[Any] = [*dags, *assets]
-    refs = {i: store(backend, scope, "k", i) for i, scope in enumerate(every)}
-    for i, scope in enumerate(every):
-        backend.clear(scope)
-        assert resolve(backend, refs.pop(i)) is None
-        assert all(resolve(backend, ref) == n for n, ref in refs.items())
-
-
-def test_contract_17_set_overwrites(backend: AsyncStateBackend, task: TaskScope) -> None:
-    ref = store(backend, task, "k", "x" * 1000)
-    assert store(backend, task, "k", "short") == ref
-    assert resolve(backend, ref) == "short"
-
-
 def test_contract_18_delete_touches_its_key_alone(backend: AsyncStateBackend, task: TaskScope) -> None:
     backend.delete(task, "never set")
     refs = {key: store(backend, task, key, key) for key in ("k", "k2", "kk", "k/1")}
@@ -324,69 +234,6 @@ def test_contract_18_delete_touches_its_key_alone(backend: AsyncStateBackend, ta
         "k/1": "k/1",
     }
     assert (backend.get(task, "k"), backend.get(task, "k2")) == (None, '"row"')
-
-
-def mapped(task: TaskScope, index: int, task_id: str = "task") -> TaskScope:
-    return TaskScope(task.dag_id, task.run_id, task_id, index)
-
-
-def test_contract_19_clear_takes_its_map_index_alone(backend: AsyncStateBackend, task: TaskScope) -> None:
-    scopes = [mapped(task, 1), mapped(task, 10), mapped(task, -1), mapped(task, 1, "task2")]
-    refs = [store(backend, scope, key, key) for scope in scopes for key in ("a", "b/c")]
-    backend.clear(mapped(task, 2))
-    assert None not in [resolve(backend, ref) for ref in refs]
-    backend.clear(scopes[0])
-    assert [resolve(backend, ref) for ref in refs] == [None, None, "a", "b/c", "a", "b/c", "a", "b/c"]
-    backend.clear(scopes[0])
-
-
-def test_contract_19_clear_of_all_map_indices(backend: AsyncStateBackend, task: TaskScope, asset: AssetScope) -> None:
-    refs = [store(backend, mapped(task, index), "k", index) for index in (-1, 0, 1, 10)]
-    other = store(backend, mapped(task, 0, "task2"), "k", "other")
-    assets = [store(backend, scope, "k", "asset") for scope in (asset, AssetScope(name=f"{asset.name}2"))]
-    backend.clear(mapped(task, 0), all_map_indices=True)
-    assert [resolve(backend, ref) for ref in refs] == [None] * 4
-    assert resolve(backend, other) == "other"
-    backend.clear(asset, all_map_indices=True)
-    assert [resolve(backend, ref) for ref in assets] == [None, "asset"]
-
-
-@pytest.mark.anyio
-async def test_contract_19_clear_beyond_a_thousand_objects(backend: AsyncStateBackend, task: TaskScope) -> None:
-    # Written below the backend, many at a time, since only their number matters.
-    count = 1001
-    objects: Objects = backend._objects
-    import anyio
-
-    async with anyio.create_task_group() as group:
-        for i in range(count):
-            group.start_soon(objects.write, object_name(task, f"k{i}", Plane.WORKER), "1")
-    kept = await backend.aserialize_task_state_store_to_ref(value="kept", key="k", scope=mapped(task, 0))
-    await backend.aclear(task)
-    base = backend._settings.url
-    for i in (0, 999, 1000):
-        assert await objects.read(base, object_name(task, f"k{i}", Plane.WORKER)) is None
-    assert await backend.adeserialize_task_state_store_from_ref(kept) == "kept"
-
-
-@pytest.mark.anyio
-async def test_contract_20_session_and_expiry_are_accepted(backend: AsyncStateBackend, task: TaskScope) -> None:
-    session: Any = object()
-    expiry = datetime.datetime.now(tz=datetime.timezone.utc)
-    await backend.aset(task, "k", "1", expires_at=expiry, session=session)
-    assert await backend.aget(task, "k", session=session) == "1"
-    await backend.adelete(task, "k", session=session)
-    await backend.aclear(task, all_map_indices=False, session=session)
-
-
-def test_contract_20_session_and_expiry_are_accepted_without_a_loop(
-    backend: AsyncStateBackend, task: TaskScope
-) -> None:
-    session: Any = object()
-    backend.set(task, "k", "1", expires_at=datetime.datetime.now(tz=datetime.timezone.utc), session=session)
-    assert backend.get(task, "k", session=session) == "1"
-    backend.delete(task, "k", session=session)
-    backend.clear(task, all_map_indices=False, session=session)
 
 
 @pytest.mark.anyio

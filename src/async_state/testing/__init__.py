@@ -1,0 +1,42 @@
+"""For tests: the contract of a state-store backend as a pytest class, and a real S3 server that fails on demand.
+
+`StateBackendContract` needs pytest and the task SDK alone. `fake_s3` needs ``moto[s3,server]``, and imports it when it
+is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from async_state.testing import faults as faults
+from async_state.testing.faults import Answer, Request
+from async_state.testing.s3 import CREDENTIALS, REGION, Failing, FakeS3, fake_s3
+
+if TYPE_CHECKING:
+    from async_state.testing.contract import SlowStoreContract, StateBackendContract
+
+__all__ = [
+    "StateBackendContract",
+    "SlowStoreContract",
+    "fake_s3",
+    "faults",
+    "FakeS3",
+    "Failing",
+    "Request",
+    "Answer",
+    "CREDENTIALS",
+    "REGION",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, since it needs pytest and Airflow, which programs that only want the server may not have.
+    if name not in ("StateBackendContract", "SlowStoreContract"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pytest
+
+    # So that a failed assertion there shows its values, as in a test's own file.
+    pytest.register_assert_rewrite("async_state.testing.contract")
+    from async_state.testing import contract
+
+    return getattr(contract, name)
