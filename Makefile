@@ -7,7 +7,10 @@ BIN = $(VENV)/bin
 NEXT = apache-airflow==3.4.0b2
 NEXT_VENV ?= .venv-next
 
-.PHONY: demo test test-next lint clean
+# The rivals that `make bench` measures, one of which pins aiobotocore.
+BENCH_VENV ?= .venv-bench
+
+.PHONY: demo test test-next lint bench bench-quick clean
 
 # Runs the proposal's DAGs in a real Airflow and shows what is stored where.
 demo: $(VENV)/installed
@@ -20,6 +23,13 @@ test: lint
 # Every test on the next Airflow, which needs Python 3.11 or later.
 test-next: $(NEXT_VENV)/installed
 	$(NEXT_VENV)/bin/python -m pytest
+
+# Ours beside the rivals: figures into docs/bench and README. Ten minutes; the other one, a minute.
+bench: $(BENCH_VENV)/installed
+	$(BENCH_VENV)/bin/python -m bench
+
+bench-quick: $(BENCH_VENV)/installed
+	$(BENCH_VENV)/bin/python -m bench --quick
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -38,5 +48,11 @@ $(NEXT_VENV)/installed: pyproject.toml Makefile
 	$(NEXT_VENV)/bin/python -m pip install --quiet --editable . --group test '$(NEXT)'
 	touch $@
 
+$(BENCH_VENV)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BENCH_VENV)/bin/python -m pip install --quiet --editable . --group bench
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(NEXT_VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(NEXT_VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache
