@@ -149,9 +149,14 @@ class S3Objects:
             answer["ResponseMetadata"]["RetryAttempts"] = attempts
             raise ClientError(answer, operation.name)  # type: ignore[arg-type]
 
-    def _learn(self, http_response: AioAWSResponse, context: Mapping[str, Any], **_: Any) -> None:
+    def _learn(
+        self, http_response: AioAWSResponse, parsed: dict[str, Any], context: Mapping[str, Any], **_: Any
+    ) -> None:
+        if http_response.status_code >= 300:
+            # What is said of the failure is to count every request.
+            parsed["ResponseMetadata"]["RetryAttempts"] += _tried_directly.get()
         # Other signatures, such as S3 Express's, need more of botocore than its signer.
-        if http_response.status_code < 300 and context["auth_type"] == "v4":
+        elif context["auth_type"] == "v4":
             self._way = _Way(**context["async_state"])
 
 
