@@ -25,10 +25,13 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Hashable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import anyio
 import greenback
+
+#: As logs name it.
+THREAD_NAME: Final = "async_state-io"
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -101,7 +104,7 @@ class _IoThread:
             weakref.WeakKeyDictionary()
         )
         # A daemon: it never ends, and the interpreter's exit must not wait for it.
-        self.thread = threading.Thread(target=self._main, name="async_state-io", daemon=True)
+        self.thread = threading.Thread(target=self._main, name=THREAD_NAME, daemon=True)
         self.thread.start()
 
     def bridges(self, caller: asyncio.AbstractEventLoop) -> tuple[_Bridge, _Bridge]:

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import gc
 import io
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from async_state import __version__
+from async_state import __version__, iothread
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 #: From this size on, asking first whether the store takes the body saves more than the round trip costs.
 EXPECT_CONTINUE_FROM_BYTES: Final = 1024 * 1024
 _CONNECT_TIMEOUT: Final = 5.0
+
+
+#: Their debug lines have the headers of requests, session tokens included, and the bodies of answers: credentials, too,
+#: where these come from another AWS service.
+_TELLING_LOGGERS: Final = ("botocore.auth", "botocore.endpoint", "botocore.parsers")
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,8 @@ def _session() -> Any:
     global _loader
     from aiobotocore.session import get_session
 
+    for name in _TELLING_LOGGERS:
+        logging.getLogger(name).addFilter(_discreet)
     session = get_session()
     # A listing has a thousand of them, and reading them with dateutil is half of what a clear computes.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
@@ -108,6 +116,11 @@ def _session() -> Any:
     else:
         session.register_component("data_loader", _loader)
     return session
+
+
+def _discreet(record: logging.LogRecord) -> bool:
+    # What others do with botocore in this process is theirs to log.
+    return record.levelno > logging.DEBUG or record.threadName != iothread.THREAD_NAME
 
 
 def _timestamp(value: Any) -> datetime:

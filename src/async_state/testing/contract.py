@@ -122,31 +122,32 @@ class Calls:
 
     def get(self, scope: Any, key: str, **more: Any) -> Any:
         """``get`` or ``aget``."""
-        return self._call("get", scope, key, **more)
+        return self.call("get", scope, key, **more)
 
     def set(self, scope: Any, key: str, value: str, **more: Any) -> None:
         """``set`` or ``aset``."""
-        self._call("set", scope, key, value, **more)
+        self.call("set", scope, key, value, **more)
 
     def delete(self, scope: Any, key: str, **more: Any) -> None:
         """``delete`` or ``adelete``."""
-        self._call("delete", scope, key, **more)
+        self.call("delete", scope, key, **more)
 
     def clear(self, scope: Any, **more: Any) -> None:
         """``clear`` or ``aclear``."""
-        self._call("clear", scope, **more)
+        self.call("clear", scope, **more)
 
     def store(self, scope: Any, key: str, value: Any, *, plane: str = "") -> str:
         """Call ``serialize_{task|asset}_state_store_to_ref``, the one of the scope unless ``plane`` names it."""
         plane = plane or _plane(scope)
-        ref: str = self._call(f"serialize_{plane}_state_store_to_ref", value=value, key=key, scope=scope)
+        ref: str = self.call(f"serialize_{plane}_state_store_to_ref", value=value, key=key, scope=scope)
         return ref
 
     def resolve(self, scope: Any, ref: str) -> Any:
         """Call ``deserialize_{task|asset}_state_store_from_ref``, the one of the scope."""
-        return self._call(f"deserialize_{_plane(scope)}_state_store_from_ref", ref)
+        return self.call(f"deserialize_{_plane(scope)}_state_store_from_ref", ref)
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the synchronous method ``name``, or in the way ``coroutine`` its ``a…``."""
         outcome: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
         def call() -> None:
