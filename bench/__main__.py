@@ -19,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,24 @@ def take(measures: list[str], sizes: Sizes, output: Path) -> None:
     earlier = load(file)
     found = Found([series for series in earlier["series"] if series.measure not in measures])
     taken = earlier["taken"]
-    with running() as servers:
-        for measure in measures:
-            begun = time.perf_counter()
-            importlib.import_module(f"bench.{measure}").measure(servers, sizes, found)
-            seconds = time.perf_counter() - begun
-            now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            taken[measure] = {"at": now, "sizes": sizes.name, "rounds": sizes.rounds, "seconds": round(seconds, 1)}
-            print(f"{measure}: {seconds:.0f} s", flush=True)
-    output.mkdir(parents=True, exist_ok=True)
+
+    def one(measure: str) -> None:
+        begun = time.perf_counter()
+        importlib.import_module(f"bench.{measure}").measure(servers, sizes, found)
+        seconds = time.perf_counter() - begun
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        taken[measure] = {"at": now, "sizes": sizes.name, "rounds": sizes.rounds, "seconds": round(seconds, 1)}
+        print(f"{measure}: {seconds:.0f} s", flush=True)
+
+    with running() as servers, ThreadPoolExecutor(sizes.beside) as threads:
+        # One after the other, unless no figure matters.
+        for _ in threads.map(one, measures):
+            save(file, found, taken)
+
+
+def save(file: Path, found: Found, taken: dict[str, Any]) -> None:
+    """Write results.json: after each measure, so that what comes later can't take it away."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     results = {
         "python": platform.python_version(),
         "system": platform.system(),

@@ -77,6 +77,8 @@ def parent(endpoint: str, name: str) -> Iterator[tuple[float, int]]:
     """For each line of the input, fork, and yield seconds and bytes of the child's first set."""
     _load_airflow()
     if name == "async_state":
+        # As our plugin finds out that it is asked for.
+        from async_state.backend import AsyncStateBackend  # noqa: F401
         from async_state.stores import preload
 
         preload(Ours.settings(endpoint))

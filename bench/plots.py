@@ -141,13 +141,15 @@ def _clear(found: Found, pyplot: Any) -> Any:
 
 
 def _first(found: Found, pyplot: Any) -> Any:
-    figure, axes = pyplot.subplots(1, 3, figsize=(9.2, 2.5), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(9.2, 2.8), sharey=True, layout="constrained")
+    figure.suptitle("A process's first operation", x=0.01, ha="left")
+    figure.get_layout_engine().set(wspace=0.06)
     names = ["common-io", "aiobotocore", UNPREPARED, "async_state"]
     names = [name for name in names if any((s.measure, s.rival) == ("first", name) for s in found.series)]
     for axis, process, unit, title in (
-        (axes[0], "fresh", "ms", "Fresh interpreter, ms"),
-        (axes[1], "forked", "ms", "Forked task, ms"),
-        (axes[2], "forked", "MB", "Forked task, MB of memory"),
+        (axes[0], "fresh", "ms", "fresh interpreter, ms"),
+        (axes[1], "forked", "ms", "forked task, ms"),
+        (axes[2], "forked", "MB", "forked task, MB of private memory"),
     ):
         _bars(axis, [found.get("first", name, unit=unit, process=process) for name in names], 0, 0.66)
         _title(axis, title)
@@ -158,10 +160,11 @@ def _first(found: Found, pyplot: Any) -> Any:
 
 
 def _lag(found: Found, pyplot: Any) -> Any:
-    figure, axes = pyplot.subplots(1, 2, figsize=(9.2, 2.5), sharey=True, layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(9.2, 2.8), sharey=True, layout="constrained")
+    figure.suptitle("Worst gap in the turns of the caller's event loop", x=0.01, ha="left")
     names = ["common-io", "aiobotocore", UNPREPARED, "async_state"]
     names = [name for name in names if any((s.measure, s.rival) == ("lag", name) for s in found.series)]
-    titles = "First use: worst gap of the loop, ms", f"Many puts at once, {DELAY} ms each: worst gap, ms"
+    titles = "first use (common-io: in a thread), ms", f"puts started at once at {DELAY} ms, ms"
     for axis, phase, title in zip(axes, ("first use", "puts at once"), titles, strict=True):
         axis.set_xscale("log")
         _bars(axis, [found.get("lag", name, phase=phase) for name in names], 0, 0.66, start=1.0)
@@ -207,7 +210,7 @@ def _bars(
     axis.tick_params(axis="y", length=0)
     if axis.get_xscale() == "linear":
         axis.set_xlim(0, max(most * 1.18, axis.get_xlim()[1]))
-        axis.locator_params(axis="x", nbins=5)
+        axis.locator_params(axis="x", nbins=4)
     else:
         axis.set_xlim(start, max(most * 3, axis.get_xlim()[1]))
     axis.spines["left"].set_visible(False)

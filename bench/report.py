@@ -292,7 +292,12 @@ def _lag(found: Found) -> str:
     columns = ["first use", "puts at once"]
     base = [found.get("lag", _OURS, phase=phase) for phase in columns]
     rows = [(name, [found.get("lag", name, phase=phase) for phase in columns], base) for name in _names(found, "lag")]
-    return _table("lag", f"worst gap of the caller's loop at {DELAY} ms, ms", columns, rows)
+    return _table(
+        "lag",
+        f"worst gap of the caller's loop at {DELAY} ms, ms (common-io fails there at first: in a thread)",
+        columns,
+        rows,
+    )
 
 
 def _cpu(found: Found) -> str:
