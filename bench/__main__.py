@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -47,6 +48,8 @@ _LIBRARIES = (
 
 def main() -> None:
     """Do what the command line says."""
+    # So that the servers are stopped then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("what", nargs="*", metavar="measure", help=f"{', '.join(MEASURES)}; or report")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller sizes: a minute")
@@ -91,8 +94,8 @@ def take(measures: list[str], sizes: Sizes, output: Path) -> None:
         print(f"{measure}: {seconds:.0f} s", flush=True)
 
     with running() as servers, ThreadPoolExecutor(sizes.beside) as threads:
-        # One after the other, unless no figure matters.
-        for _ in threads.map(one, measures):
+        # One after the other, in this thread, unless no figure matters.
+        for _ in (threads.map if sizes.beside > 1 else map)(one, measures):
             save(file, found, taken)
 
 
