@@ -3,10 +3,9 @@
 For each call botocore resolves the endpoint, lets some thirty handlers change the request and parses the answer by its
 model: two thirds of the CPU time of a small put. All of that comes out as before as long as calls succeed. So once a
 call has gone through the client and succeeded, the next go directly: to the endpoint that it went to, signed by the
-client's signer, over the client's connections. Whatever comes of that but plain success (an error to explain, a
-redirect, a lost connection, a skewed clock) is asked again through the client, which knows how to retry, follow and
-name it, and so are all calls after it until one succeeds. What went directly counts as the first of the tries that the
-settings allow.
+client's signer, over the client's connections. What the client might do better at (a failing store, a lost connection,
+a redirect to another region) is asked again through it, and so are all calls after that until one succeeds. What went
+directly counts as the first of the tries that the settings allow. A refusal stays one.
 """
 
 from __future__ import annotations
@@ -30,6 +29,9 @@ _HEADER: Final = {
     "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
 }
 _METADATA: Final = "x-amz-meta-"
+
+#: What asking again changes nothing about. 400 may stand for the wrong region, and 408 and 429 pass.
+_REFUSALS: Final = frozenset(range(401, 500)) - {408, 429}
 
 #: Whether the running operation has had a try past the client.
 _tried_directly: ContextVar[bool] = ContextVar("async_state_tried_directly", default=False)
@@ -106,7 +108,11 @@ class S3Objects:
     async def _directly(
         self, operation: str, method: str, key: str, headers: Mapping[str, str] | None = None, body: bytes = b""
     ) -> AioAWSResponse | None:
-        """Return the answer of an exchange past the client, if there was one and it succeeded."""
+        """Return the answer of an exchange past the client, if there was one and it succeeded.
+
+        Raises:
+            botocore.exceptions.ClientError: S3 refused it.
+        """
         # Large bodies wait for the store's consent, which the client asks for.
         way = self._way if len(body) < EXPECT_CONTINUE_FROM_BYTES else None
         _tried_directly.set(way is not None)
@@ -122,10 +128,14 @@ class S3Objects:
         try:
             await way.signer.sign(operation, request)
             response: AioAWSResponse = await self._http.send(request.prepare())
-            if await _succeeded(method, response):
-                return response
+            content = await response.content
         except (BotoCoreError, HttpError, OSError):
-            pass  # The client meets it too, or it has passed.
+            self._way = None
+            return None
+        if _succeeded(method, response.status_code, content):
+            return response
+        if response.status_code in _REFUSALS:
+            raise _refusal(operation, response, content)
         self._way = None
         return None
 
@@ -169,9 +179,16 @@ def _note_url(params: dict[str, Any], request_signer: Any, context: dict[str, An
     }
 
 
-async def _succeeded(method: str, response: AioAWSResponse) -> bool:
-    content = await response.content
+def _succeeded(method: str, status: int, content: bytes) -> bool:
     if method == "GET":
-        return response.status_code == 200 or (response.status_code == 404 and b"<Code>NoSuchKey</Code>" in content)
+        return status == 200 or (status == 404 and b"<Code>NoSuchKey</Code>" in content)
     # S3 may answer 200 and put an error into the body.
-    return response.status_code in (200, 204) and not content
+    return status in (200, 204) and not content
+
+
+def _refusal(operation: str, response: AioAWSResponse, content: bytes) -> Exception:
+    from botocore.exceptions import ClientError
+    from botocore.parsers import create_parser
+
+    answer = {"status_code": response.status_code, "headers": response.headers, "body": content}
+    return ClientError(create_parser("rest-xml").parse(answer, None), operation)  # type: ignore[arg-type]
