@@ -50,7 +50,7 @@ DAG, RUN, TASK = "dag", "manual__2026-01-01T00:00:00+00:00", "task"
 TASKS = {index: f"v1/task/dag/manual__2026-01-01T00:00:00%2B00:00/task/{index}/" for index in (1, 10)}
 ASSET = "v1/asset/name/dag/"
 OWNERS = [*TASKS.values(), ASSET]
-KEYS = ["a/b", "a_b.gz"]
+KEYS = ["a/b", "a_b"]
 
 Way = Literal["sync", "async"]
 ways = st.sampled_from(["sync", "async"])
@@ -74,11 +74,12 @@ class Fault:
     """What happens to a process at one step of an operation: at the n-th time that it changes the store or a row.
 
     Attributes:
-        kind: ``kill``, or ``fail``: from then on the store or the database refuses everything, until `lift`.
+        kind: ``kill``; or ``fail once``: the store or the database refuses that step; or ``fail``: they refuse all
+            steps from then on, until `lift`.
         at: how many steps succeed before. ``None`` = all.
     """
 
-    kind: Literal["kill", "fail"] = "kill"
+    kind: Literal["kill", "fail", "fail once"] = "kill"
     at: int | None = None
     pid: int = 0
     _lock: Any = field(default_factory=threading.Lock)
@@ -91,6 +92,8 @@ class Fault:
             if self.at:
                 self.at -= 1
                 return False
+            if self.kind == "fail once":
+                self.at = None
         if self.kind == "kill":
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -101,7 +104,7 @@ class Fault:
 
 
 kills = st.builds(Fault, st.just("kill"), st.integers(0, 5))
-faults = st.builds(Fault, st.sampled_from(["kill", "fail"]), st.integers(0, 5))
+faults = st.builds(Fault, st.sampled_from(["kill", "fail", "fail once"]), st.integers(0, 5))
 
 
 class Supervisor:
