@@ -336,7 +336,8 @@ def _cell(series: Series | None, base: Series | None) -> str:
     elif len(series.samples) == 1 and series.unit != "requests":
         shown += " <sub>once</sub>"
     if base is not None and base is not series and base.median:
-        shown += f", {series.median / base.median:.2g}{_TIMES}"
+        ratio = series.median / base.median
+        shown += f", {ratio:,.0f}{_TIMES}" if ratio >= 10 else f", {ratio:.2g}{_TIMES}"
     return shown
 
 
