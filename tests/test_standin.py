@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import logging
 import multiprocessing
 import os
+import shutil
+import ssl
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from async_state.testing import FakeS3
 
 SECONDS = 60.0
 OURS = "async_state.AsyncStateBackend"
@@ -161,6 +168,47 @@ def started(component: str) -> dict[str, Any]:
     }
 
 
+def first_operation(endpoint_url: str, **changed: str) -> dict[str, Any]:
+    """Return what the first operation does in a process that is forked from a scheduler, with another environment."""
+    started("scheduler")
+    ours, theirs = os.pipe()
+    if not os.fork():
+        try:
+            os.write(theirs, json.dumps(_first_operation(endpoint_url, changed)).encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as answer:
+        found: dict[str, Any] = json.load(answer)
+    os.wait()
+    return found
+
+
+def _first_operation(endpoint_url: str, changed: dict[str, str]) -> dict[str, Any]:
+    from airflow.sdk.state import TaskScope
+
+    from async_state import AsyncStateBackend, Settings
+
+    os.environ.update(changed)
+    bundles: list[Any] = []
+    load = ssl.SSLContext.load_verify_locations
+
+    def recorded(self: Any, cafile: Any = None, *others: Any) -> None:
+        bundles.append(cafile)
+        load(self, cafile, *others)
+
+    ssl.SSLContext.load_verify_locations = recorded  # type: ignore[method-assign, assignment]
+    before = set(sys.modules)
+    backend = AsyncStateBackend(Settings(url="s3://state/forked", endpoint_url=endpoint_url))
+    error = None
+    try:
+        scope = TaskScope(dag_id="dag", run_id="run", task_id="task")
+        backend.serialize_task_state_store_to_ref(value=1, key="forked", scope=scope)
+    except Exception as e:
+        error = repr(e)
+    return {"imported": sorted(set(sys.modules) - before), "bundles": bundles, "error": error}
+
+
 def loaded_by_core() -> list[str | None]:
     """Have airflow-core load its plugins, which has a manager of its own, as the scheduler and the triggerer do."""
     from airflow import plugins_manager
@@ -249,6 +297,31 @@ def test_a_component_that_forks_prepares_and_starts_nothing(component: str, prel
 )
 def test_a_component_prepares_nothing_that_is_not_used(environment: dict[str, str]) -> None:
     assert not in_process(started, "scheduler", **environment)["preloaded"]
+
+
+def test_a_forked_process_imports_and_loads_nothing_for_its_first_operation(moto: FakeS3) -> None:
+    environment = {BACKEND: OURS, "AIRFLOW__ASYNC_STATE__URL": "s3://state/forked"}
+    found = in_process(first_operation, moto.url, **environment)
+    assert found == {"imported": [], "bundles": [], "error": None}
+
+
+def test_a_forked_process_looks_everything_up_for_itself(moto: FakeS3, tmp_path: Path) -> None:
+    from botocore.httpsession import where
+
+    environment = {BACKEND: OURS, "AIRFLOW__ASYNC_STATE__URL": "s3://state/forked"}
+    bundle = tmp_path / "bundle.pem"
+    shutil.copy(where(), bundle)
+    changed = {"AWS_ACCESS_KEY_ID": "AKIAFORKED", "AWS_DEFAULT_REGION": "eu-west-3", "AWS_CA_BUNDLE": str(bundle)}
+    found = in_process(partial(first_operation, **changed), moto.url, **environment)
+    assert (found["bundles"], found["error"]) == ([str(bundle)], None)
+    (request,) = moto.requests
+    assert "Credential=AKIAFORKED/" in request.headers["authorization"]
+    assert "/eu-west-3/s3/" in request.headers["authorization"]
+
+
+def test_a_component_starts_without_the_certificates(tmp_path: Path) -> None:
+    environment = {BACKEND: OURS, "AIRFLOW__ASYNC_STATE__URL": "s3://state/preload"}
+    assert in_process(started, "scheduler", AWS_CA_BUNDLE=str(tmp_path / "none"), **environment)["preloaded"]
 
 
 def test_the_sdk_is_the_one_that_the_stand_in_was_written_for() -> None:

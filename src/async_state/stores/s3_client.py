@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import io
@@ -11,6 +10,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
+
+import anyio
 
 from async_state import __version__, iothread
 
@@ -44,12 +45,16 @@ class S3Options:
 
 #: botocore's loader, with the models that it has parsed: kept for the next client, and by forked processes.
 _loader: Any = None
+#: A session that has made no client and looked nothing up, for the first client of each forked process.
+_spare: Any = None
 
 
 @contextlib.asynccontextmanager
 async def open_client(options: S3Options) -> AsyncIterator[S3Client]:
     """Build a client, and close its connections in the end."""
     from aiobotocore.config import AioConfig
+
+    from async_state.stores.s3_http import HttpSession
 
     config = AioConfig(
         connect_timeout=min(_CONNECT_TIMEOUT, options.timeout),
@@ -64,6 +69,7 @@ async def open_client(options: S3Options) -> AsyncIterator[S3Client]:
         parameter_validation=False,
         # botocore otherwise composes its own anew for each request, for a seventh of the request's CPU time.
         user_agent=_user_agent(),
+        http_session_cls=HttpSession,
     )
     session = _session()
     if not options.credentials:
@@ -85,15 +91,20 @@ async def open_client(options: S3Options) -> AsyncIterator[S3Client]:
 
 
 def preload() -> None:
-    """Import aiobotocore and parse S3's models, so that forked processes need not."""
+    """Import aiobotocore, parse S3's models and load certificates, so that forked processes need not."""
+    global _spare
 
     async def build() -> None:
         # With credentials, so that no chain is asked for any, and none of its answers is inherited.
         anyone = {"aws_access_key_id": "preload", "aws_secret_access_key": "preload"}
-        async with open_client(S3Options(region_name="us-east-1", credentials=anyone)):
-            pass
+        async with open_client(S3Options(region_name="us-east-1", credentials=anyone)) as client:
+            # Not in older versions of aiobotocore; and what can't be loaded is told by the operation that needs it.
+            with contextlib.suppress(AttributeError, OSError):
+                client._endpoint.http_session._build_ssl_contexts(None)
 
-    asyncio.run(build())
+    # As anyio imports what it needs of itself for asyncio when it first meets a loop.
+    anyio.run(build)
+    _spare = _session()
 
 
 def _user_agent() -> str:
@@ -103,12 +114,12 @@ def _user_agent() -> str:
 
 
 def _session() -> Any:
-    global _loader
+    global _loader, _spare
     from aiobotocore.session import get_session
 
     for name in _TELLING_LOGGERS:
         logging.getLogger(name).addFilter(_discreet)
-    session = get_session()
+    session, _spare = _spare or get_session(), None
     # A listing has a thousand of them, and reading them with dateutil is half of what a clear computes.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
     if _loader is None:
