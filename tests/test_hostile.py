@@ -22,12 +22,13 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, unquote
 
-import boto3
 import pytest
 import zstandard
 from airflow.sdk.state import AssetScope, TaskScope
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 
 from async_state import AsyncStateBackend, Settings
 from async_state.errors import AsyncStateError, ConfigurationError, CorruptObjectError, StoreError, UntrustedRefError
@@ -516,9 +517,9 @@ def test_a_store_writes_no_lines_of_its_own(
 ) -> None:
     backend = opened(s3_settings(url="s3://state/forging"))
     scope = AssetScope(name="forging")
-    s3 = boto3.client("s3", endpoint_url=moto.url)
-    s3.put_object(Bucket="state", Key=f"forging/{scope_prefix(scope)}worker/k\nERROR forged", Body=b"")
-    s3.close()
+    # Into the server's own state, since it takes no such key over HTTP.
+    name = f"forging/{scope_prefix(scope)}worker/k\nERROR forged"
+    s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object("state", name, b"")
 
     def intercept(request: Request) -> Answer | None:
         if request.method == "DELETE":
@@ -528,7 +529,7 @@ def test_a_store_writes_no_lines_of_its_own(
     moto.intercept = intercept
     with pytest.raises(StoreError) as caught:
         backend.clear(scope)
-    assert "forged" in str(caught.value)
+    assert str(caught.value).count("forged") > 1
     assert fits_one_line(str(caught.value))
     assert all(fits_one_line(record.getMessage()) for record in caplog.records if record.levelno >= logging.WARNING)
 
