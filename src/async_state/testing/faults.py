@@ -171,7 +171,12 @@ def truncated_body(of: Fault = _S3, *, missing: int = 1) -> Fault:
     return _cut(of, lambda body: max(len(body) - missing, 0), reset=False)
 
 
-def _cut(of: Fault, sent: Callable[[bytes], int], *, reset: bool) -> Fault:
+def stalled_body(of: Fault = _S3) -> Fault:
+    """Send status, headers and half of the body, and no more until the fault is no longer in force; then reset."""
+    return _cut(of, lambda body: len(body) // 2, reset=True, stall=True)
+
+
+def _cut(of: Fault, sent: Callable[[bytes], int], *, reset: bool, stall: bool = False) -> Fault:
     def send(exchange: Exchange, answer: Answer) -> None:
         status, headers, body = answer
         if not body:
@@ -180,6 +185,8 @@ def _cut(of: Fault, sent: Callable[[bytes], int], *, reset: bool) -> Fault:
             headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
             headers.append(("Content-Length", "1"))
         exchange.send_bytes(exchange.head((status, headers, body)) + body[: sent(body)])
+        if stall:
+            exchange.over.wait()
         raise ConnectionDropped(reset=reset)
 
     return replace(of, send=send)
