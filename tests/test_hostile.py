@@ -138,7 +138,6 @@ BASE = "s3://state/trusted"
 @example(f"{BASE}/v1/asset/id/007/worker/k")
 @example(f"{BASE}/v1/task/d/r/t/-1/worker/%2E%2E")
 @example(f"{BASE}/v1/task/d/r/t@00000000-0000-0000-0000-000000000000/-1/worker/k")
-@pytest.mark.xfail(reason="accepts names that object_name never gives", strict=True)
 def test_a_ref_is_accepted_only_if_the_backend_would_write_it(ref: str) -> None:
     try:
         base, name = split_ref(ref, [BASE])
@@ -149,7 +148,6 @@ def test_a_ref_is_accepted_only_if_the_backend_would_write_it(ref: str) -> None:
         assert written_by(name) == name
 
 
-@pytest.mark.xfail(reason="takes any text before the hash", strict=True)
 @pytest.mark.parametrize("kept", ["%6B" * 54, "k" * 162 + "%FF" + "k", "%2E" * 54])
 def test_a_cut_name_is_as_the_backend_cuts_it(kept: str) -> None:
     with pytest.raises(UntrustedRefError):
@@ -412,7 +410,6 @@ class Conf:
         return self._options.get(option, fallback)
 
 
-@pytest.mark.xfail(reason="urlsplit's own ValueError", strict=True)
 @settings(fuzzed, max_examples=1000)
 @given(st.dictionaries(st.sampled_from(OPTIONS), option_texts, min_size=1, max_size=3))
 @example({"url": "s3://[x"})
@@ -433,7 +430,6 @@ def test_any_option_is_usable_or_named(options: dict[str, str]) -> None:
         assert fits_one_line(repr(AsyncStateBackend(made)))
 
 
-@pytest.mark.xfail(reason="found at the first operation only, as a bare ValueError", strict=True)
 @pytest.mark.parametrize(
     ("option", "text"),
     [
@@ -511,7 +507,6 @@ def test_keys_and_identifiers_write_no_lines_of_their_own(
     assert all(map(fits_one_line, ours))
 
 
-@pytest.mark.xfail(reason="what the store says is repeated as it is", strict=True)
 def test_a_store_writes_no_lines_of_its_own(
     opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -534,7 +529,6 @@ def test_a_store_writes_no_lines_of_its_own(
     assert all(fits_one_line(record.getMessage()) for record in caplog.records if record.levelno >= logging.WARNING)
 
 
-@pytest.mark.xfail(reason="the unfinished file of a process that was killed stays for ever", strict=True)
 def test_a_clear_takes_what_a_killed_process_had_begun_to_write(tmp_path: Path, asset: AssetScope) -> None:
     with AsyncStateBackend(Settings(url=tmp_path.as_uri())) as backend:
         backend.serialize_asset_state_store_to_ref(value="whole", key="k", scope=asset)

@@ -190,8 +190,8 @@ class Files:
 
     def objects(self, url: str, prefix: str) -> list[str]:
         below = Path(urlsplit(url).path) / prefix
-        # What a killed process was writing is no object.
-        return [str(path) for path in below.rglob("*") if path.is_file() and not path.name.startswith(".~")]
+        # What a killed process was writing counts too.
+        return [str(path) for path in below.rglob("*") if path.is_file()]
 
     def strike_inside(self, fault: Fault) -> None:
         root = str(self._root)

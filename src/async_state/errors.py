@@ -11,7 +11,10 @@ from collections.abc import Mapping
 
 
 class AsyncStateError(Exception):
-    """Base of every error below."""
+    """Base of every error below. Its message is one line, whatever a store or a stranger wrote of it."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 class ConfigurationError(AsyncStateError, ValueError):

@@ -35,7 +35,8 @@ _ID_BYTES: Final = 160
 _KEY_BYTES: Final = 200
 _UNESCAPED: Final = r"[A-Za-z0-9_.:-]"
 _SEGMENT: Final = re.compile(rf"(?:{_UNESCAPED}|%[0-9A-F]{{2}})+(?:~[0-9a-f]{{{_HASH_LENGTH}}})?")
-_REGION: Final = re.compile(r"@[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+_REGION: Final = re.compile(r"@(?!0{8}-0{4}-0{4}-0{4}-0{12})[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+_ASSET_ID: Final = re.compile(r"0|[1-9][0-9]*")
 _MAP_INDEX: Final = re.compile(r"-1|0|[1-9][0-9]{0,9}")
 
 #: The longest name that can follow a base URL: three identifiers, region, map index, plane and key.
@@ -147,19 +148,22 @@ def _is_worker_name(name: str) -> bool:
         case ["v1", "asset", "name" | "uri", identifier, Plane.WORKER.value, key]:
             ids, located = [identifier], True
         case ["v1", "asset", "id", identifier, Plane.WORKER.value, key]:
-            ids, located = [identifier], identifier.isascii() and identifier.isdigit()
+            ids, located = [identifier], _ASSET_ID.fullmatch(identifier) is not None
         case _:
             return False
+    # No key is "." or "..", though an identifier may be.
+    located = located and key not in ("%2E", "%2E%2E")
     return located and all(_is_segment(i, _ID_BYTES) for i in ids) and _is_segment(key, _KEY_BYTES)
 
 
 def _is_segment(segment: str, limit: int) -> bool:
     if _SEGMENT.fullmatch(segment) is None or len(segment) > limit:
         return False
-    if "~" in segment:
-        return len(segment) > limit - _CUT_SLACK
+    kept, cut, _ = segment.partition("~")
+    if cut and len(segment) <= limit - _CUT_SLACK:
+        return False
     try:
-        return _segment(unquote(segment, errors="strict"), limit) == segment
+        return _encode(unquote(kept, errors="strict")) == kept
     except UnicodeDecodeError:
         return False
 

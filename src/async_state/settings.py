@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from async_state import codec
 from async_state.errors import ConfigurationError
@@ -145,8 +145,8 @@ class Settings:
         _check_choice("on_missing", self.on_missing, ON_MISSING)
         if self.compression == "zstd" and not codec.zstd_available():
             raise _bad("compression", "zstd needs the extra: pip install 'airflow-async-state[zstd]', or use gzip")
-        if self.endpoint_url and not re.match(r"https?://[^/\s]+", self.endpoint_url):
-            raise _bad("endpoint_url", f"must be an http:// or https:// URL, not {self.endpoint_url!r}")
+        if self.endpoint_url:
+            _check_endpoint(self.endpoint_url)
         if self.server_side_encryption:
             _check_choice("server_side_encryption", self.server_side_encryption, ENCRYPTIONS)
         if self.sse_kms_key_id and not str(self.server_side_encryption).startswith("aws:kms"):
@@ -229,7 +229,10 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _checked_url(option: str, url: str) -> str:
     """Return ``url`` without its trailing slash, if a store can be opened with it."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # a bracket, or a character that stands for another
+        raise _bad(option, f"is no URL: {_shown(url)!r}") from None
     if parts.scheme not in SCHEMES:
         raise _bad(option, f"must start with {', '.join(s + '://' for s in SCHEMES)}; {_shown(url)!r} does not")
     if "@" in parts.netloc:
@@ -238,9 +241,30 @@ def _checked_url(option: str, url: str) -> str:
         raise _bad(option, f"must not have a query or a fragment: {_shown(url)!r}")
     if parts.scheme == "file" and (parts.netloc or not parts.path.strip("/")):
         raise _bad(option, f"must be an absolute path, file:///path, not {url!r}")
+    if parts.scheme == "file" and not _is_path(unquote(parts.path)):
+        raise _bad(option, f"can't be a path of this machine: {url!r}")
     if parts.scheme == "s3":
         _check_s3_url(option, url, parts.netloc, parts.path.strip("/"))
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def _is_path(path: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+
+
+def _check_endpoint(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # no port, or no IPv6 address
+        usable = False
+    if not usable or re.search(r"[\s\0-\x1f]", url):
+        raise _bad("endpoint_url", f"must be an http:// or https:// URL, not {_shown(url)!r}")
+    if "@" in urlsplit(url).netloc:
+        raise _bad("endpoint_url", "must not hold credentials; see [async_state] aws_conn_id")
 
 
 def _check_s3_url(option: str, url: str, bucket: str, prefix: str) -> None:

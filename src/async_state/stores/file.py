@@ -23,7 +23,7 @@ from async_state.stores.base import deadline
 
 T = TypeVar("T")
 
-#: Object names are percent-encoded and never start with a dot followed by this, so no object is taken for one.
+#: Object names are percent-encoded and never start like this, so no object is taken for one.
 _TEMPORARY = ".~"
 _PRUNE_RACES = 100
 
@@ -74,7 +74,7 @@ class FileStore:
             return None
 
     def _write(self, path: Path, body: bytes) -> None:
-        # A clear by another process may remove the directory again before the file is in it.
+        # A clear by another process may remove the directory again before the file is in it, or the temporary file.
         for _ in range(_PRUNE_RACES):
             self._make_directory(path.parent)
             with contextlib.suppress(FileNotFoundError):
@@ -130,10 +130,10 @@ class FileStore:
             directory = directory.parent
 
     def _walk(self, prefix: str) -> Iterator[str]:
+        # Temporary files too, as a process that was killed leaves one. Whoever is still writing one starts anew.
         for directory, _, files in os.walk(self._root / prefix):
             for file in files:
-                if not file.startswith(_TEMPORARY):
-                    yield os.path.relpath(os.path.join(directory, file), self._root)
+                yield os.path.relpath(os.path.join(directory, file), self._root)
 
 
 def _page(names: Iterator[str], size: int) -> Sequence[str]:
