@@ -759,7 +759,8 @@ class SlowStoreContract:
 
         with slowed(math.inf), ThreadPoolExecutor(len(operations)) as pool:
             said = dict(zip(operations, pool.map(failed, operations.values()), strict=True))
-        assert {name: word for name, word in said.items() if word} == {}
+        wrong = {name: word for name, word in said.items() if word}
+        assert not wrong, f"with a store that never answers: {wrong}"
 
 
 def _plane(scope: Any) -> str:
