@@ -34,9 +34,6 @@ from async_state.testing.faults import Fault
 SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]
 
-#: What holds once tries are counted and answers checked in stores/s3*.py.
-to_be_fixed = pytest.mark.xfail(strict=False, reason="needs changes in stores/s3*.py")
-
 # Of different lengths, so that no mixture of the two is one of them.
 OLD = "old" * 300
 NEW = "anew" * 500
@@ -212,7 +209,6 @@ def calls_of(
         calls.close()
 
 
-@to_be_fixed
 @pytest.mark.parametrize("name", [*PASSING, *HARMLESS])
 def test_a_fault_that_passes(
     name: str, calls_of: Callable[..., Calls], onlooker: AsyncStateBackend, moto: FakeS3
@@ -227,7 +223,6 @@ def test_a_fault_that_passes(
         check_effect(operation, onlooker, task, ref, found)
 
 
-@to_be_fixed
 @pytest.mark.parametrize("name", PASSING)
 def test_a_fault_that_stays(
     name: str, calls_of: Callable[..., Calls], onlooker: AsyncStateBackend, moto: FakeS3
@@ -260,7 +255,6 @@ NONSENSE = {
 WHOLE = {"not XML", "a page of HTML", "an error under 200"}
 
 
-@to_be_fixed
 @pytest.mark.parametrize("name", NONSENSE)
 def test_an_answer_that_is_nonsense(
     name: str, calls_of: Callable[..., Calls], onlooker: AsyncStateBackend, moto: FakeS3
@@ -341,7 +335,6 @@ def each_at_once(
         yield name, run, task, ref, calls
 
 
-@to_be_fixed
 @pytest.mark.parametrize("fault", STALLS.values(), ids=STALLS)
 def test_a_store_that_stalls(
     fault: Fault, calls_of: Callable[..., Calls], onlooker: AsyncStateBackend, moto: FakeS3
@@ -361,7 +354,6 @@ def test_a_store_that_stalls(
         calls.close()
 
 
-@to_be_fixed
 def test_a_store_that_does_not_accept(
     calls_of: Callable[..., Calls], onlooker: AsyncStateBackend, moto: FakeS3
 ) -> None:
@@ -379,7 +371,6 @@ def test_a_store_that_does_not_accept(
         calls.close()
 
 
-@to_be_fixed
 def test_a_wait_before_a_retry_ends_with_the_deadline(
     opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, task: TaskScope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,7 +382,6 @@ def test_a_wait_before_a_retry_ends_with_the_deadline(
     assert time.monotonic() - begun < 1.5
 
 
-@to_be_fixed
 @pytest.mark.parametrize("attempts", [1, 2, 3])
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 @pytest.mark.parametrize(

@@ -38,8 +38,13 @@ class Store(Protocol):
 
 
 @contextlib.contextmanager
-def deadline(seconds: float, what: str) -> Iterator[None]:
-    """Cancel the block after ``seconds``, and say in the error ``what`` it was doing.
+def deadline(seconds: float, what: str, attempts: object = "") -> Iterator[None]:
+    """Cancel the block after ``seconds``.
+
+    Parameters:
+        seconds: from entering the block on.
+        what: the operation, for the error.
+        attempts: what the error says of the attempts made by then; nothing if empty.
 
     Raises:
         StoreTimeoutError: the block took longer.
@@ -47,7 +52,8 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
     with anyio.move_on_after(seconds) as scope:
         yield
     if scope.cancelled_caught:
+        said = f" ({text})" if (text := str(attempts)) else ""
         raise StoreTimeoutError(
-            f"could not {what} within {seconds:g} s, retries included: check that the store answers from this host, "
+            f"could not {what} within {seconds:g} s{said}: check that the store answers from this host, "
             "or raise [async_state] timeout"
         )

@@ -18,7 +18,7 @@ import anyio
 from async_state import iothread
 from async_state.errors import CorruptObjectError, StoreAccessError, StoreError
 from async_state.stores.base import deadline
-from async_state.stores.s3_client import S3Options, open_client
+from async_state.stores.s3_client import Attempts, S3Options, attempts, open_client
 from async_state.stores.s3_errors import explained, refused
 from async_state.stores.s3_object import S3Objects
 
@@ -158,8 +158,13 @@ class S3Store:
     @contextlib.contextmanager
     def _operation(self, verb: str, name: str, more: int = 0) -> Iterator[None]:
         what = f"{verb} {self._url(name)}" + (f" and {more} more" if more else "")
-        with explained(what, self._where), deadline(self._options.timeout, what):
-            yield
+        made = Attempts()
+        token = attempts.set(made)
+        try:
+            with explained(what, self._where, made), deadline(self._options.timeout, what, made):
+                yield
+        finally:
+            attempts.reset(token)
 
     @property
     def _where(self) -> str:

@@ -21,12 +21,13 @@ _WRONG_REGION = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintExcep
 
 
 @contextlib.contextmanager
-def explained(what: str, where: str) -> Iterator[None]:
+def explained(what: str, where: str, attempts: object) -> Iterator[None]:
     """Turn what botocore and aiohttp raise in the block into a `StoreError`.
 
     Parameters:
         what: the operation and its object, such as ``get s3://bucket/key``.
         where: the endpoint and region it went to.
+        attempts: what to say of the attempts made by the time of the error.
     """
     try:
         yield
@@ -34,7 +35,7 @@ def explained(what: str, where: str) -> Iterator[None]:
         if isinstance(e, AsyncStateError):
             raise
         kind, advice = _diagnosis(e)
-        raise kind(f"could not {what} ({where}): {_reason(e)}. {advice}") from e
+        raise kind(f"could not {what} ({where}): {_reason(e, attempts)}. {advice}") from e
 
 
 def refused(what: str, where: str, code: str, message: str) -> StoreError:
@@ -46,20 +47,20 @@ def refused(what: str, where: str, code: str, message: str) -> StoreError:
 def _foreign() -> tuple[type[Exception], ...]:
     from aiohttp import ClientError as HttpError
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
 
-    return BotoCoreError, ClientError, HttpError, OSError
+    return BotoCoreError, ClientError, HttpError, ResponseParserError, OSError
 
 
-def _reason(e: Exception) -> str:
+def _reason(e: Exception, attempts: object) -> str:
     error = _client_error(e)
     if error is None:
-        return f"{type(e).__name__}: {e}".rstrip(". ")
+        return f"{type(e).__name__}: {e}".rstrip(". ") + f" ({attempts})"
     metadata = getattr(e, "response", {}).get("ResponseMetadata", {})
-    attempts = metadata.get("RetryAttempts", 0) + 1
     request = f", request id {metadata['RequestId']}" if metadata.get("RequestId") else ""
     return (
         f"{error.get('Code', 'unknown error')}: {error.get('Message', 'no message')}".rstrip(". ")
-        + f" (HTTP {metadata.get('HTTPStatusCode')}, {attempts} attempt{'s' * (attempts > 1)}{request})"
+        + f" (HTTP {metadata.get('HTTPStatusCode')}, {attempts}{request})"
     )
 
 

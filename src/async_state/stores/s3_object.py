@@ -11,12 +11,11 @@ directly counts as the first of the tries that the settings allow. A refusal sta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
 
-from async_state.stores.s3_client import EXPECT_CONTINUE_FROM_BYTES
+from async_state.stores.s3_client import EXPECT_CONTINUE_FROM_BYTES, Attempts, attempts, count_attempt
 
 if TYPE_CHECKING:
     from aiobotocore.awsrequest import AioAWSResponse
@@ -33,8 +32,22 @@ _METADATA: Final = "x-amz-meta-"
 #: What asking again changes nothing about. 400 may stand for the wrong region, and 408 and 429 pass.
 _REFUSALS: Final = frozenset(range(401, 500)) - {408, 429}
 
-#: Whether the running operation has had a try past the client.
-_tried_directly: ContextVar[bool] = ContextVar("async_state_tried_directly", default=False)
+#: What the client tries again besides server errors: botocore's transient errors and those of its throttling that S3
+#: and what speaks it send.
+_TRIED_AGAIN: Final = {
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "PriorRequestNotComplete",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "RequestThrottled",
+    "RequestThrottledException",
+    "TooManyRequestsException",
+    "RequestLimitExceeded",
+    "BandwidthLimitExceeded",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class S3Objects:
         if max_attempts > 1:
             for operation in ("GetObject", "PutObject", "DeleteObject"):
                 client.meta.events.register_last(f"before-call.s3.{operation}", _note_url)
-                client.meta.events.register_first(f"needs-retry.s3.{operation}", self._count_direct_try)
+                client.meta.events.register_first(f"needs-retry.s3.{operation}", self._stop_in_time)
                 client.meta.events.register_last(f"after-call.s3.{operation}", self._learn)
 
     async def get(self, key: str) -> tuple[bytes, Mapping[str, str]] | None:
@@ -83,8 +96,8 @@ class S3Objects:
             answer = await self.client.get_object(Bucket=self._bucket, Key=key)
         except self.client.exceptions.NoSuchKey:
             return None
-        async with answer["Body"] as stream:
-            return await stream.read(), answer.get("Metadata", {})
+        # Read by then, as `s3_client` has it.
+        return cast("bytes", answer["Body"]), answer.get("Metadata", {})
 
     async def put(self, key: str, body: bytes, arguments: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
         """Write the object.
@@ -115,7 +128,6 @@ class S3Objects:
         """
         # Large bodies wait for the store's consent, which the client asks for.
         way = self._way if len(body) < EXPECT_CONTINUE_FROM_BYTES else None
-        _tried_directly.set(way is not None)
         if way is None:
             return None
         from aiohttp import ClientError as HttpError
@@ -127,6 +139,7 @@ class S3Objects:
         request.context.update(way.context)
         try:
             await way.signer.sign(operation, request)
+            count_attempt()
             response: AioAWSResponse = await self._http.send(request.prepare())
             content = await response.content
         except (BotoCoreError, HttpError, OSError):
@@ -139,34 +152,29 @@ class S3Objects:
         self._way = None
         return None
 
-    def _count_direct_try(
+    def _stop_in_time(
         self,
         response: tuple[AioAWSResponse, dict[str, Any]] | None,
         caught_exception: Exception | None,
-        attempts: int,
         operation: Any,
         **_: Any,
     ) -> None:
-        # The client would go on, as it knows of its own tries alone.
-        if not _tried_directly.get() or attempts + 1 < self._max_attempts:
+        # The client would go on, as it knows of its own attempts alone.
+        if attempts.get(Attempts()).sent < self._max_attempts:
             return
         if caught_exception is not None:
             raise caught_exception
-        if response is not None and response[0].status_code >= 500:
+        if response is None:
+            return
+        http_response, answer = response
+        if http_response.status_code >= 500 or answer.get("Error", {}).get("Code") in _TRIED_AGAIN:
             from botocore.exceptions import ClientError
 
-            _, answer = response
-            answer["ResponseMetadata"]["RetryAttempts"] = attempts
             raise ClientError(answer, operation.name)  # type: ignore[arg-type]
 
-    def _learn(
-        self, http_response: AioAWSResponse, parsed: dict[str, Any], context: Mapping[str, Any], **_: Any
-    ) -> None:
-        if http_response.status_code >= 300:
-            # What is said of the failure is to count every request.
-            parsed["ResponseMetadata"]["RetryAttempts"] += _tried_directly.get()
+    def _learn(self, http_response: AioAWSResponse, context: Mapping[str, Any], **_: Any) -> None:
         # Other signatures, such as S3 Express's, need more of botocore than its signer.
-        elif context["auth_type"] == "v4":
+        if http_response.status_code < 300 and context["auth_type"] == "v4":
             self._way = _Way(**context["async_state"])
 
 
