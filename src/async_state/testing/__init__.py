@@ -6,6 +6,7 @@ is called.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from async_state.testing import faults as faults
@@ -29,14 +30,17 @@ __all__ = [
 ]
 
 
+if "pytest" in sys.modules:
+    import pytest
+
+    # Before that module is imported by anyone, so that an assertion that fails there shows its values.
+    pytest.register_assert_rewrite(f"{__name__}.contract")
+
+
 def __getattr__(name: str) -> Any:
     # Late, since it needs pytest and Airflow, which programs that only want the server may not have.
     if name not in ("StateBackendContract", "SlowStoreContract"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import pytest
-
-    # So that a failed assertion there shows its values, as in a test's own file.
-    pytest.register_assert_rewrite("async_state.testing.contract")
     from async_state.testing import contract
 
     return getattr(contract, name)
