@@ -80,26 +80,8 @@ _spare: Any = None
 @contextlib.asynccontextmanager
 async def open_client(options: S3Options) -> AsyncIterator[S3Client]:
     """Build a client, and close its connections in the end."""
-    from aiobotocore.config import AioConfig
-
-    from async_state.stores.s3_http import HttpSession
-
-    config = AioConfig(
-        connect_timeout=min(_CONNECT_TIMEOUT, options.timeout),
-        read_timeout=options.timeout,
-        max_pool_connections=options.max_concurrency,
-        retries={"mode": "standard", "total_max_attempts": options.max_attempts},
-        # The default appends a checksum in a trailer, which not everything that speaks S3 takes; `put` stores one
-        # as metadata, which everything keeps.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        # What is sent is made here, from names that were checked; S3 judges the bucket.
-        parameter_validation=False,
-        # botocore otherwise composes its own anew for each request, for a seventh of the request's CPU time.
-        user_agent=_user_agent(),
-        http_session_cls=HttpSession,
-    )
-    session = _session()
+    with _without_collections():
+        config, session = _config(options), _session()
     if not options.credentials:
         # May go over the network, so not in the block below; the session keeps what it finds.
         await session.get_credentials()
@@ -138,6 +120,28 @@ def preload() -> None:
     # As anyio imports what it needs of itself for asyncio when it first meets a loop.
     anyio.run(build)
     _spare = _session()
+
+
+def _config(options: S3Options) -> Any:
+    from aiobotocore.config import AioConfig
+
+    from async_state.stores.s3_http import HttpSession
+
+    return AioConfig(
+        connect_timeout=min(_CONNECT_TIMEOUT, options.timeout),
+        read_timeout=options.timeout,
+        max_pool_connections=options.max_concurrency,
+        retries={"mode": "standard", "total_max_attempts": options.max_attempts},
+        # The default appends a checksum in a trailer, which not everything that speaks S3 takes; `put` stores one
+        # as metadata, which everything keeps.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        # What is sent is made here, from names that were checked; S3 judges the bucket.
+        parameter_validation=False,
+        # botocore otherwise composes its own anew for each request, for a seventh of the request's CPU time.
+        user_agent=_user_agent(),
+        http_session_cls=HttpSession,
+    )
 
 
 def _user_agent() -> str:
@@ -180,8 +184,8 @@ def _timestamp(value: Any) -> datetime:
 
 @contextlib.contextmanager
 def _without_collections() -> Iterator[None]:
-    # Building a client makes so many objects that Python looks for garbage among all that the process holds, which in
-    # an Airflow process takes far longer than building it, and stands in the way of every thread.
+    # Importing aiobotocore and building a client make so many objects that Python looks for garbage among all that the
+    # process holds, which in an Airflow process takes far longer, and stands in the way of every thread.
     enabled = gc.isenabled()
     gc.disable()
     try:
