@@ -10,6 +10,9 @@ NEXT_VENV ?= .venv-next
 # The rivals that `make bench` measures, one of which pins aiobotocore.
 BENCH_VENV ?= .venv-bench
 
+# A file's tests stay together, as they share what it starts.
+PARALLEL = --numprocesses 2 --dist loadfile
+
 .PHONY: demo test test-next lint bench bench-quick clean
 
 # Runs the proposal's DAGs in a real Airflow and shows what is stored where.
@@ -18,11 +21,11 @@ demo: $(VENV)/installed
 
 # Types, style, and every test.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Every test on the next Airflow, which needs Python 3.11 or later.
 test-next: $(NEXT_VENV)/installed
-	$(NEXT_VENV)/bin/python -m pytest
+	$(NEXT_VENV)/bin/python -m pytest $(PARALLEL)
 
 # Ours beside the rivals: figures into docs/bench and README. Ten minutes; the other one, a minute.
 bench: $(BENCH_VENV)/installed

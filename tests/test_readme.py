@@ -38,5 +38,12 @@ def test_links_lead_somewhere() -> None:
     assert [link for link in links if not (README.parent / link).exists()] == []
 
 
+def test_the_tests_that_are_named_exist() -> None:
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", README.read_text())
+    assert named
+    root = README.parent
+    assert [name for file, name in named if not re.search(rf"def {name}\(", (root / file).read_text())] == []
+
+
 if __name__ == "__main__":
     README.write_text(with_table(README.read_text()))
