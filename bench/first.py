@@ -33,7 +33,6 @@ from bench.servers import Servers
 #: Ours in a process whose parent has not prepared it.
 UNPREPARED = "async_state, unprepared"
 _NAMES = ("async_state", "common-io", "aiobotocore")
-#: What a task's process and LocalExecutor's worker have imported.
 _AIRFLOW = (
     "airflow.sdk.execution_time.task_runner",
     "airflow.sdk.execution_time.supervisor",
@@ -69,13 +68,13 @@ def measure(servers: Servers, sizes: Sizes, found: Found) -> None:
 
 def fresh(endpoint: str, name: str) -> tuple[float, int]:
     """Return seconds and bytes of the first set in this interpreter."""
-    _load_airflow()
+    load_airflow()
     return _first(endpoint, name)
 
 
 def parent(endpoint: str, name: str) -> Iterator[tuple[float, int]]:
     """For each line of the input, fork, and yield seconds and bytes of the child's first set."""
-    _load_airflow()
+    load_airflow()
     if name == "async_state":
         # As our plugin finds out that it is asked for.
         from async_state.backend import AsyncStateBackend  # noqa: F401
@@ -101,7 +100,8 @@ def parent(endpoint: str, name: str) -> Iterator[tuple[float, int]]:
         yield json.loads(line)
 
 
-def _load_airflow() -> None:
+def load_airflow() -> None:
+    """Import what a task's process and LocalExecutor's worker have imported."""
     for module in _AIRFLOW:
         importlib.import_module(module)
 

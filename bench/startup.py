@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import cProfile
 import gc
-import importlib
 import json
 import os
 import pstats
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from async_state.testing import CREDENTIALS, fake_s3
+from bench.first import load_airflow
 
 ROUNDS = 5
 #: Part of the file's path, the function, and what it is.
@@ -35,11 +35,6 @@ STEPS = [
     ("aiobotocore/session.py", "_create_client", "the client, with the models"),
     ("aiobotocore/client.py", "_make_api_call", "the request"),
 ]
-_AIRFLOW = (
-    "airflow.sdk.execution_time.task_runner",
-    "airflow.sdk.execution_time.supervisor",
-    "airflow.executors.local_executor",
-)
 
 
 def profiled(endpoint: str) -> dict[str, float]:
@@ -73,8 +68,7 @@ def profiled(endpoint: str) -> dict[str, float]:
 
 def parent(endpoint: str, prepared: bool) -> None:
     """Print what each of `ROUNDS` forked children found, a line of JSON for each."""
-    for module in _AIRFLOW:
-        importlib.import_module(module)
+    load_airflow()
     if prepared:
         from async_state import Settings
         from async_state.stores import preload
