@@ -9,6 +9,7 @@ import sys
 import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextvars import ContextVar
 
 import anyio
 import greenback
@@ -307,6 +308,20 @@ async def test_operations_that_start_together_cross_together_and_start_in_turn()
     assert begun == list(range(50))
     # One an iteration; and none waits for another, or for a second wake of the thread, in between.
     assert [later - iterations[0] for later in iterations] == list(range(50))
+
+
+async def test_operations_that_cross_together_keep_their_callers_contexts() -> None:
+    # Airflow's triggerer tells by it which trigger a log line belongs to.
+    caller: ContextVar[int] = ContextVar("caller")
+
+    async def read() -> int:
+        return caller.get()
+
+    async def call(number: int) -> int:
+        caller.set(number)
+        return await iothread.arun(read)
+
+    assert await asyncio.gather(*(call(number) for number in range(10))) == list(range(10))
 
 
 async def test_an_operation_that_is_cancelled_on_its_way_never_begins() -> None:

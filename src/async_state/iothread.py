@@ -25,6 +25,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Hashable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextvars import copy_context
+from functools import partial
 from typing import Any, Final, ParamSpec, TypeVar
 
 import anyio
@@ -62,10 +64,10 @@ class _Bridge:
         self._arrived: deque[Callable[[], None]] = deque()
 
     def send(self, call: Callable[[], None]) -> None:
-        """Have the call made on the other loop, in the order of these."""
+        """Have the call made on the other loop, in the order of these, and in the context that this is called in."""
         if not self._sent:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._sent.append(call)
+        self._sent.append(partial(copy_context().run, call))
 
     def _flush(self) -> None:
         calls, self._sent = self._sent, []
