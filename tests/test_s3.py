@@ -28,7 +28,7 @@ from async_state.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from async_state.stores import s3_client
+from async_state.stores import s3_session
 from async_state.testing import Answer, FakeS3, Request
 from tests import servers
 
@@ -441,11 +441,11 @@ def test_control_characters_in_keys_do_not_reach_messages(
     ],
 )
 def test_times_are_read_as_botocore_reads_them(written: Any) -> None:
-    found = s3_client._timestamp(written)
+    found = s3_session._timestamp(written)
     assert found.utcoffset() is not None
     assert found == parse_timestamp(written)
 
 
 def test_what_is_no_time_is_botocores_to_refuse() -> None:
     with pytest.raises(ValueError, match="noon"):
-        s3_client._timestamp("noonZ")
+        s3_session._timestamp("noonZ")

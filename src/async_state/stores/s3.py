@@ -18,8 +18,9 @@ import anyio
 from async_state import iothread
 from async_state.errors import CorruptObjectError, StoreAccessError, StoreError
 from async_state.stores.base import deadline
-from async_state.stores.s3_client import Attempts, S3Options, attempts, open_client
+from async_state.stores.s3_client import S3Options, open_client
 from async_state.stores.s3_errors import explained, refused
+from async_state.stores.s3_events import Attempts, attempts
 from async_state.stores.s3_object import S3Objects
 
 if TYPE_CHECKING:

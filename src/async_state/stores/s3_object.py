@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
 
-from async_state.stores.s3_client import EXPECT_CONTINUE_FROM_BYTES, Attempts, attempts, count_attempt
+from async_state.stores.s3_events import EXPECT_CONTINUE_FROM_BYTES, Attempts, attempts, count_attempt
 
 if TYPE_CHECKING:
     from aiobotocore.awsrequest import AioAWSResponse
@@ -96,7 +96,7 @@ class S3Objects:
             answer = await self.client.get_object(Bucket=self._bucket, Key=key)
         except self.client.exceptions.NoSuchKey:
             return None
-        # Read by then, as `s3_client` has it.
+        # Read by then, as `s3_events` has it.
         return cast("bytes", answer["Body"]), answer.get("Metadata", {})
 
     async def put(self, key: str, body: bytes, arguments: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
