@@ -6,7 +6,7 @@ backend, makes it and sets one value.
 - "fresh": a new interpreter, as in a Kubernetes pod. The clock starts after Airflow's SDK is imported, and "wall" is
   the process from start to end.
 - "forked": a child of a process that has imported Airflow and frozen it (``gc.freeze``), as LocalExecutor does; ours
-  after `async_state.stores.preload` in the parent, as our plugin does in the scheduler, and without. Memory is what
+  after `async_state.stores.prepare` in the parent, as our plugin does in the scheduler, and without. Memory is what
   private pages the child has more than before.
 
 A sample is one process. Rounds alternate between the rivals; the parents of the forks wait beside each other.
@@ -78,9 +78,9 @@ def parent(endpoint: str, name: str) -> Iterator[tuple[float, int]]:
     if name == "async_state":
         # As our plugin finds out that it is asked for.
         from async_state.backend import AsyncStateBackend  # noqa: F401
-        from async_state.stores import preload
+        from async_state.stores import prepare
 
-        preload(Ours.settings(endpoint))
+        prepare(Ours.settings(endpoint))
     gc.collect()
     gc.freeze()
     for _ in sys.stdin:

@@ -40,9 +40,9 @@ def child(endpoint: str, name: str, puts: int) -> tuple[float, float]:
     """Return the longest gap of the first use and of the puts, in seconds."""
     importlib.import_module("airflow.sdk.execution_time.task_runner")
     if name == "async_state":
-        from async_state.stores import preload
+        from async_state.stores import prepare
 
-        preload(Ours.settings(endpoint))
+        prepare(Ours.settings(endpoint))
     gc.collect()
     gc.freeze()
     return asyncio.run(_gaps(endpoint, name.partition(",")[0], puts))

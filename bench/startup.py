@@ -1,7 +1,7 @@
 """Where the first operation of a forked task spends its time: ``python -m bench.startup [--report FILE]``.
 
 The parent holds what a scheduler holds of Airflow, frozen (``gc.freeze``), and forks a child for each round. "before"
-is a parent that has prepared nothing, "after" one that has called `async_state.stores.preload`, as our plugin does in
+is a parent that has prepared nothing, "after" one that has called `async_state.stores.prepare`, as our plugin does in
 the scheduler. Profiled with cProfile, which makes everything slower, by about the same factor on both sides; the whole
 without a profile is what ``python -m bench first`` measures. Times are cumulative, and medians of five rounds: a step
 that contains another contains its time, and imports happen in several. Certificates are loaded on a thread that is not
@@ -71,9 +71,9 @@ def parent(endpoint: str, prepared: bool) -> None:
     load_airflow()
     if prepared:
         from async_state import Settings
-        from async_state.stores import preload
+        from async_state.stores import prepare
 
-        preload(Settings(url="s3://state/startup", endpoint_url=endpoint))
+        prepare(Settings(url="s3://state/startup", endpoint_url=endpoint))
     gc.collect()
     gc.freeze()
     for _ in range(ROUNDS):

@@ -26,9 +26,9 @@ class _Listener:
         """In a scheduler or triggerer, import and parse once what each process forked from it would need."""
         # A task's process is told too, but may never use its state.
         if type(component).__name__ != "TaskRunnerMarker" and (settings := _configured()) is not None:
-            from async_state.stores import preload
+            from async_state.stores import prepare
 
-            preload(settings)
+            prepare(settings)
 
 
 class AsyncStatePlugin(AirflowPlugin):

@@ -78,7 +78,8 @@ def _prepare() -> None:
     from airflow.sdk.execution_time.supervisor import in_process_api_server
     from airflow.utils.db import initdb
 
-    from async_state.stores.s3_client import preload
+    from async_state import Settings
+    from async_state.stores import prepare
 
     initdb()
     manager = DagBundlesManager()  # type: ignore[no-untyped-call]
@@ -99,7 +100,7 @@ def _prepare() -> None:
 
     asyncio.run(warm_up())
     # As the plugin does in the scheduler.
-    preload()
+    prepare(Settings(url="s3://state/prepared"))
     settings.dispose_orm()
     assert plugins_manager._get_plugins.cache_info().currsize == 0
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from async_state.settings import Settings
 from async_state.stores.base import Store as Store
+
+if TYPE_CHECKING:
+    from async_state.stores.s3_client import S3Options
 
 
 def open_store(url: str, settings: Settings, credentials: Mapping[str, str]) -> Store:
@@ -27,31 +31,33 @@ def open_store(url: str, settings: Settings, credentials: Mapping[str, str]) -> 
 
         return FileStore(url, settings.timeout)
     from async_state.stores.s3 import S3Store
-    from async_state.stores.s3_client import S3Options
 
-    keys = dict(credentials)
-    endpoint_url, region_name = keys.pop("endpoint_url", None), keys.pop("region_name", None)
-    return S3Store(
-        url,
-        S3Options(
-            timeout=settings.timeout,
-            max_attempts=settings.max_attempts,
-            max_concurrency=settings.max_concurrency,
-            endpoint_url=settings.endpoint_url or endpoint_url,
-            region_name=settings.region_name or region_name,
-            server_side_encryption=settings.server_side_encryption,
-            sse_kms_key_id=settings.sse_kms_key_id,
-            credentials=keys,
-        ),
-    )
+    return S3Store(url, _s3_options(settings, credentials))
 
 
-def preload(settings: Settings) -> None:
-    """Import and parse what `settings.url` needs, for processes forked from this one to inherit.
+def prepare(settings: Settings) -> None:
+    """Import, parse and resolve what `settings.url` needs, for processes forked from this one to inherit.
 
     No thread, client or connection is left open. May take half a second, and is not for an event loop's thread.
     """
     if settings.url.startswith("s3://"):
-        from async_state.stores import s3, s3_client  # noqa: F401
+        from async_state.stores import s3
 
-        s3_client.preload()
+        s3.prepare(settings.url, _s3_options(settings, {}))
+
+
+def _s3_options(settings: Settings, credentials: Mapping[str, str]) -> S3Options:
+    from async_state.stores.s3_client import S3Options
+
+    keys = dict(credentials)
+    endpoint_url, region_name = keys.pop("endpoint_url", None), keys.pop("region_name", None)
+    return S3Options(
+        timeout=settings.timeout,
+        max_attempts=settings.max_attempts,
+        max_concurrency=settings.max_concurrency,
+        endpoint_url=settings.endpoint_url or endpoint_url,
+        region_name=settings.region_name or region_name,
+        server_side_encryption=settings.server_side_encryption,
+        sse_kms_key_id=settings.sse_kms_key_id,
+        credentials=keys,
+    )

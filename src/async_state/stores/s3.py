@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -17,11 +17,12 @@ import anyio
 
 from async_state import iothread
 from async_state.errors import CorruptObjectError, StoreAccessError, StoreError
+from async_state.stores import s3_prepared
 from async_state.stores.base import deadline
-from async_state.stores.s3_client import S3Options, open_client
+from async_state.stores.s3_client import S3Options
 from async_state.stores.s3_errors import explained, refused
 from async_state.stores.s3_events import Attempts, attempts
-from async_state.stores.s3_object import S3Objects
+from async_state.stores.s3_object import S3Objects, open_objects
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -37,9 +38,7 @@ class S3Store:
     delete_limit = 1000
 
     def __init__(self, url: str, options: S3Options) -> None:
-        parts = urlsplit(url)
-        self._bucket = parts.netloc
-        self._prefix = parts.path.lstrip("/") + "/" if parts.path.strip("/") else ""
+        self._bucket, self._prefix = _bucket_and_prefix(url)
         self._options = options
         self._bulk_delete = True
         self._put_arguments = {"ContentType": "application/json"}
@@ -83,7 +82,7 @@ class S3Store:
         more: dict[str, Any] = {}
         while True:
             with self._operation("list", prefix):
-                client = (await self._objects()).client
+                client = await (await self._objects()).client()
                 page = await client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + prefix, **more)
             names = [item["Key"].removeprefix(self._prefix) for item in page.get("Contents", ())]
             if names:
@@ -102,7 +101,7 @@ class S3Store:
     async def _delete_many(self, names: Sequence[str]) -> dict[str, StoreError]:
         failed: dict[str, StoreError] = {}
         with self._operation("delete", names[0], more=len(names) - 1):
-            client = (await self._objects()).client
+            client = await (await self._objects()).client()
             for attempt in range(1, self._options.max_attempts + 1):
                 failed = {name: failed[name] for name in failed if name not in names}
                 for name, code, message in await self._delete_objects(client, names):
@@ -149,12 +148,7 @@ class S3Store:
         return failed
 
     async def _objects(self) -> S3Objects:
-        return await iothread.resource(self, self._open)
-
-    @contextlib.asynccontextmanager
-    async def _open(self) -> AsyncIterator[S3Objects]:
-        async with open_client(self._options) as client:
-            yield S3Objects(client, self._bucket, self._options.max_attempts)
+        return await iothread.resource(self, lambda: open_objects(self._options, self._bucket))
 
     @contextlib.contextmanager
     def _operation(self, verb: str, name: str, more: int = 0) -> Iterator[None]:
@@ -173,6 +167,16 @@ class S3Store:
 
     def _url(self, name: str) -> str:
         return f"s3://{self._bucket}/{self._prefix}{name}"
+
+
+def prepare(url: str, options: S3Options) -> None:
+    """As `s3_prepared.prepare`, for the bucket of a URL."""
+    s3_prepared.prepare(options, _bucket_and_prefix(url)[0])
+
+
+def _bucket_and_prefix(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.netloc, parts.path.lstrip("/") + "/" if parts.path.strip("/") else ""
 
 
 class _NoBulkDeleteError(StoreError):

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
-
 from async_state import __version__
 from async_state.stores import s3_events
 
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
 _CONNECT_TIMEOUT: Final = 5.0
+_CREDENTIALS: Final = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
 @dataclass(frozen=True)
@@ -34,48 +33,38 @@ class S3Options:
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-@contextlib.asynccontextmanager
-async def open_client(options: S3Options) -> AsyncIterator[S3Client]:
-    """Build a client, and close its connections in the end."""
-    with _without_collections():
-        from async_state.stores.s3_http import load_certificates
-        from async_state.stores.s3_session import new_session
+async def new_session(credentials: Mapping[str, str]) -> Any:
+    """Return an `AioSession` that has its credentials.
 
-        config, session = _config(options), new_session()
-    load_certificates(session.get_config_variable("ca_bundle"))
-    if not options.credentials:
-        # May go over the network, so not in the block below; the session keeps what it finds.
+    Parameters:
+        credentials: as in `S3Options`; empty for botocore's own chain.
+    """
+    with _without_collections():
+        from async_state.stores.s3_session import make_session
+
+        session = make_session()
+    if credentials:
+        session.set_credentials(*(credentials.get(name) for name in _CREDENTIALS))
+    else:
+        # May go over the network; the session keeps what it finds.
         await session.get_credentials()
+    return session
+
+
+@contextlib.asynccontextmanager
+async def open_client(options: S3Options, session: Any) -> AsyncIterator[S3Client]:
+    """Build a client, and close its connections in the end."""
+    from async_state.stores.s3_http import begin_to_load_certificates
+
     async with contextlib.AsyncExitStack() as stack:
         with _without_collections():
-            client = await stack.enter_async_context(
-                session.create_client(
-                    "s3",
-                    endpoint_url=options.endpoint_url or None,
-                    region_name=options.region_name or None,
-                    config=config,
-                    **options.credentials,
-                )
-            )
+            config = _config(options)
+            begin_to_load_certificates(session)
+            endpoint, region = options.endpoint_url or None, options.region_name or None
+            creating = session.create_client("s3", endpoint_url=endpoint, region_name=region, config=config)
+            client = await stack.enter_async_context(creating)
         s3_events.register(client)
         yield client
-
-
-def preload() -> None:
-    """Import aiobotocore, parse S3's models and load certificates, so that forked processes need not."""
-
-    async def build() -> None:
-        # With credentials, so that no chain is asked for any, and none of its answers is inherited.
-        anyone = {"aws_access_key_id": "preload", "aws_secret_access_key": "preload"}
-        async with open_client(S3Options(region_name="us-east-1", credentials=anyone)):
-            # Certificates are loaded on a thread, which ends with this loop.
-            pass
-
-    # As anyio imports what it needs of itself for asyncio when it first meets a loop.
-    anyio.run(build)
-    from async_state.stores.s3_session import keep_spare
-
-    keep_spare()
 
 
 def _config(options: S3Options) -> Any:

@@ -19,26 +19,16 @@ from botocore.httpsession import get_cert_path
 _contexts: dict[tuple[Any, ...], Any] = {}
 
 
-def load_certificates(ca_bundle: str | None) -> None:
-    """Have what a client is going to trust loaded on another thread, while the client is built on the running loop.
+class HttpSession(AIOHTTPSession):  # type: ignore[misc]
+    """For `AioConfig`'s ``http_session_cls``.
 
     Parameters:
-        ca_bundle: of the configuration of the client's session.
+        arguments: those of `AIOHTTPSession`.
     """
-    if not _contexts:
-        # As botocore's `EndpointCreator` decides.
-        verify = ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE") or True
-        asyncio.get_running_loop().run_in_executor(None, _load, HttpSession(verify=verify))
 
-
-def _load(session: HttpSession) -> None:
-    # Not in older versions of aiobotocore; and what can't be loaded is told by the operation that needs it.
-    with contextlib.suppress(AttributeError, OSError):
-        session._build_ssl_contexts(None)
-
-
-class HttpSession(AIOHTTPSession):  # type: ignore[misc]
-    """For `AioConfig`'s ``http_session_cls``."""
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.arguments = arguments
 
     def _build_ssl_contexts(self, proxy_url: str | None) -> Any:
         # Older versions of aiobotocore do not call this, and load the certificates for each client.
@@ -51,3 +41,25 @@ class HttpSession(AIOHTTPSession):  # type: ignore[misc]
         if key not in _contexts:
             _contexts[key] = super()._build_ssl_contexts(None)
         return _contexts[key]
+
+
+def load_certificates(session: Any) -> None:
+    """Load now what the client of an `AioSession` is going to trust."""
+    _load(_as_clients(session))
+
+
+def begin_to_load_certificates(session: Any) -> None:
+    """Do so on another thread, which takes nothing from what builds the client on the running loop meanwhile."""
+    if not _contexts:
+        asyncio.get_running_loop().run_in_executor(None, _load, _as_clients(session))
+
+
+def _as_clients(session: Any) -> HttpSession:
+    # As botocore's `Session.create_client` and `EndpointCreator` decide.
+    return HttpSession(verify=session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or True)
+
+
+def _load(http: HttpSession) -> None:
+    # Not in older versions of aiobotocore; and what can't be loaded is told by the operation that needs it.
+    with contextlib.suppress(AttributeError, OSError):
+        http._build_ssl_contexts(None)

@@ -3,19 +3,24 @@
 For each call botocore resolves the endpoint, lets some thirty handlers change the request and parses the answer by its
 model: two thirds of the CPU time of a small put. All of that comes out as before as long as calls succeed. So once a
 call has gone through the client and succeeded, the next go directly: to the endpoint that it went to, signed by the
-client's signer, over the client's connections. What the client might do better at (a failing store, a lost connection,
-a redirect to another region) is asked again through it, and so are all calls after that until one succeeds. What went
-directly counts as the first of the tries that the settings allow. A refusal stays one.
+client's signer, over the client's connections. In a process that was forked from one that `s3_prepared` was called in,
+all calls do, from the first one on, and there is no client until one is needed. What the client might do better at (a
+failing store, a lost connection, a redirect to another region) is asked again through it, and so are all calls after
+that until one succeeds. What went directly counts as the first of the tries that the settings allow. A refusal stays
+one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import quote
 
-from async_state.stores.s3_events import EXPECT_CONTINUE_FROM_BYTES, Attempts, attempts, count_attempt
+from async_state.stores import s3_direct, s3_prepared
+from async_state.stores.s3_client import S3Options, new_session, open_client
+from async_state.stores.s3_direct import Direct, Endpoint
+from async_state.stores.s3_events import EXPECT_CONTINUE_FROM_BYTES, Attempts, attempts
 
 if TYPE_CHECKING:
     from aiobotocore.awsrequest import AioAWSResponse
@@ -50,38 +55,52 @@ _TRIED_AGAIN: Final = {
 }
 
 
-@dataclass(frozen=True)
-class _Way:
-    """What a call through the client found out that holds for the next one."""
-
-    base: str
-    user_agent: str
-    signer: Any
-    #: As botocore gives it to the signer.
-    context: Mapping[str, Any]
+@contextlib.asynccontextmanager
+async def open_objects(options: S3Options, bucket: str) -> AsyncIterator[S3Objects]:
+    """Open the bucket, and close its connections in the end."""
+    async with contextlib.AsyncExitStack() as stack:
+        objects = S3Objects(options, bucket, await new_session(options.credentials), stack)
+        await objects.open()
+        yield objects
 
 
 class S3Objects:
-    """Gets, puts and deletes single objects of one bucket through ``client``, and directly where that is safe.
+    """Gets, puts and deletes single objects of one bucket directly where that is safe, and else through a client.
 
     Parameters:
-        client: whose endpoint, signer and connections are used.
+        options: how to reach S3. With ``max_attempts = 1``, everything goes through the client.
         bucket: the bucket.
-        max_attempts: how many tries the client has for an operation. With one alone, all go through the client.
+        session: makes the client.
+        stack: closes what is opened.
     """
 
-    def __init__(self, client: S3Client, bucket: str, max_attempts: int) -> None:
-        self.client = client
+    def __init__(self, options: S3Options, bucket: str, session: Any, stack: contextlib.AsyncExitStack) -> None:
+        self._options = options
         self._bucket = bucket
-        # The one thing of the client that has no public name; all versions have it.
-        self._http = client._endpoint.http_session
-        self._max_attempts = max_attempts
-        self._way: _Way | None = None
-        if max_attempts > 1:
-            for operation in ("GetObject", "PutObject", "DeleteObject"):
-                client.meta.events.register_last(f"before-call.s3.{operation}", _note_url)
-                client.meta.events.register_first(f"needs-retry.s3.{operation}", self._stop_in_time)
-                client.meta.events.register_last(f"after-call.s3.{operation}", self._learn)
+        self._session = session
+        self._stack = stack
+        self._client: S3Client | None = None
+        self._opening = asyncio.Lock()
+        self._direct: Direct | None = None
+
+    async def open(self) -> None:
+        """Open what the first operation needs."""
+        prepared = s3_prepared.find(self._options, self._bucket) if self._options.max_attempts > 1 else None
+        if prepared is None:
+            await self.client()
+            return
+        connected = s3_direct.connected(prepared.endpoint, self._session, prepared.http())
+        self._direct = await self._stack.enter_async_context(connected)
+
+    async def client(self) -> S3Client:
+        """Return the client, which is built when it is first asked for."""
+        async with self._opening:
+            if self._client is None:
+                client = await self._stack.enter_async_context(open_client(self._options, self._session))
+                if self._options.max_attempts > 1:
+                    self._learn_from(client)
+                self._client = client
+        return self._client
 
     async def get(self, key: str) -> tuple[bytes, Mapping[str, str]] | None:
         """Return content and metadata, or ``None`` if there is no such object."""
@@ -92,9 +111,10 @@ class S3Objects:
             named = response.headers.items()
             metadata = {name.removeprefix(_METADATA): value for name, value in named if name.startswith(_METADATA)}
             return await response.content, metadata
+        client = await self.client()
         try:
-            answer = await self.client.get_object(Bucket=self._bucket, Key=key)
-        except self.client.exceptions.NoSuchKey:
+            answer = await client.get_object(Bucket=self._bucket, Key=key)
+        except client.exceptions.NoSuchKey:
             return None
         # Read by then, as `s3_events` has it.
         return cast("bytes", answer["Body"]), answer.get("Metadata", {})
@@ -111,12 +131,14 @@ class S3Objects:
         headers = {_HEADER[name]: value for name, value in arguments.items()}
         headers |= {_METADATA + name: value for name, value in metadata.items()}
         if not await self._directly("PutObject", "PUT", key, headers, body):
-            await self.client.put_object(Bucket=self._bucket, Key=key, Body=body, Metadata=metadata, **arguments)
+            client = await self.client()
+            await client.put_object(Bucket=self._bucket, Key=key, Body=body, Metadata=metadata, **arguments)
 
     async def delete(self, key: str) -> None:
         """Delete the object, if there is one."""
         if not await self._directly("DeleteObject", "DELETE", key):
-            await self.client.delete_object(Bucket=self._bucket, Key=key)
+            client = await self.client()
+            await client.delete_object(Bucket=self._bucket, Key=key)
 
     async def _directly(
         self, operation: str, method: str, key: str, headers: Mapping[str, str] | None = None, body: bytes = b""
@@ -127,30 +149,40 @@ class S3Objects:
             botocore.exceptions.ClientError: S3 refused it.
         """
         # Large bodies wait for the store's consent, which the client asks for.
-        way = self._way if len(body) < EXPECT_CONTINUE_FROM_BYTES else None
-        if way is None:
+        if self._direct is None or len(body) >= EXPECT_CONTINUE_FROM_BYTES:
             return None
         from aiohttp import ClientError as HttpError
-        from botocore.awsrequest import AWSRequest
         from botocore.exceptions import BotoCoreError
 
-        request = AWSRequest(method, way.base + quote(key, safe="/~"), headers=headers, data=body)
-        request.headers["User-Agent"] = way.user_agent
-        request.context.update(way.context)
         try:
-            await way.signer.sign(operation, request)
-            count_attempt()
-            response: AioAWSResponse = await self._http.send(request.prepare())
+            response = await self._direct.exchange(operation, method, key, headers, body)
             content = await response.content
         except (BotoCoreError, HttpError, OSError):
-            self._way = None
+            self._direct = None
             return None
         if _succeeded(method, response.status_code, content):
             return response
         if response.status_code in _REFUSALS:
             raise _refusal(operation, response, content)
-        self._way = None
+        self._direct = None
         return None
+
+    def _learn_from(self, client: S3Client) -> None:
+        # The one thing of the client that has no public name; all versions have it.
+        http = client._endpoint.http_session
+
+        def note(params: dict[str, Any], request_signer: Any, context: dict[str, Any], **_: Any) -> None:
+            context["async_state"] = Direct(Endpoint.of_call(params, request_signer, context), request_signer, http)
+
+        def learn(http_response: AioAWSResponse, context: Mapping[str, Any], **_: Any) -> None:
+            # Other signatures, such as S3 Express's, need more of botocore than its signer.
+            if http_response.status_code < 300 and context["auth_type"] == "v4":
+                self._direct = context["async_state"]
+
+        for operation in ("GetObject", "PutObject", "DeleteObject"):
+            client.meta.events.register_last(f"before-call.s3.{operation}", note)
+            client.meta.events.register_first(f"needs-retry.s3.{operation}", self._stop_in_time)
+            client.meta.events.register_last(f"after-call.s3.{operation}", learn)
 
     def _stop_in_time(
         self,
@@ -160,7 +192,7 @@ class S3Objects:
         **_: Any,
     ) -> None:
         # The client would go on, as it knows of its own attempts alone.
-        if attempts.get(Attempts()).sent < self._max_attempts:
+        if attempts.get(Attempts()).sent < self._options.max_attempts:
             return
         if caught_exception is not None:
             raise caught_exception
@@ -171,20 +203,6 @@ class S3Objects:
             from botocore.exceptions import ClientError
 
             raise ClientError(answer, operation.name)  # type: ignore[arg-type]
-
-    def _learn(self, http_response: AioAWSResponse, context: Mapping[str, Any], **_: Any) -> None:
-        # Other signatures, such as S3 Express's, need more of botocore than its signer.
-        if http_response.status_code < 300 and context["auth_type"] == "v4":
-            self._way = _Way(**context["async_state"])
-
-
-def _note_url(params: dict[str, Any], request_signer: Any, context: dict[str, Any], **_: Any) -> None:
-    context["async_state"] = {
-        "base": params["url"].removesuffix(params["url_path"]) + "/",
-        "user_agent": params["headers"]["User-Agent"],
-        "signer": request_signer,
-        "context": {name: context[name] for name in ("auth_type", "signing", "client_config")},
-    }
 
 
 def _succeeded(method: str, status: int, content: bytes) -> bool:

@@ -27,7 +27,7 @@ _loader: Any = None
 _spare: Any = None
 
 
-def new_session() -> Any:
+def make_session() -> Any:
     """Return an `aiobotocore.session.AioSession` that has looked nothing up."""
     global _loader, _spare
     for name in _TELLING_LOGGERS:
@@ -47,7 +47,7 @@ def new_session() -> Any:
 def keep_spare() -> None:
     """Make the session that this process, or each that is forked from it, uses first."""
     global _spare
-    _spare = new_session()
+    _spare = make_session()
 
 
 class _Services:
