@@ -27,6 +27,7 @@ from async_state.errors import (
     StoreError,
     StoreTimeoutError,
 )
+from async_state.stores import prepare, s3_prepared
 from async_state.testing import Answer, FakeS3, Request, fake_s3, faults
 from async_state.testing.contract import KEYS, Calls
 from async_state.testing.faults import Fault
@@ -564,7 +565,7 @@ def test_readers_never_see_a_torn_value(
     assert reader.deserialize_task_state_store_from_ref(ref) == NEW
 
 
-# Single objects go past the client once a call through it has succeeded.
+# Single objects go past the client once a call through it has succeeded, or where the parent has prepared it.
 
 SDK_HEADER = "amz-sdk-invocation-id"
 
@@ -573,15 +574,29 @@ def went_directly(request: Request) -> bool:
     return SDK_HEADER not in request.headers
 
 
+@pytest.fixture(params=[False, True], ids=["learned", "prepared"])
+def endpoint_prepared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether backends find what a parent has prepared, with `prepare`."""
+    monkeypatch.setattr(s3_prepared, "_prepared", None)
+    return bool(request.param)
+
+
 @pytest.fixture
-def warm(opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3) -> Callable[..., AsyncStateBackend]:
-    """Make a backend through whose client a call has succeeded."""
+def warm(
+    opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, endpoint_prepared: bool
+) -> Callable[..., AsyncStateBackend]:
+    """Make a backend through whose client a call has succeeded, or whose endpoint was prepared."""
 
     def warm(**options: Any) -> AsyncStateBackend:
-        backend = opened(s3_settings(**{"max_attempts": 2, "timeout": AMPLE, **options}))
-        backend.get(TaskScope("warm", "r", "t"), "k")
-        backend.set(TaskScope("warm", "r", "t"), "k", "1")
-        moto.requests.clear()
+        settings = s3_settings(**{"max_attempts": 2, "timeout": AMPLE, **options})
+        backend = opened(settings)
+        if endpoint_prepared:
+            prepare(settings)
+            assert not moto.requests
+        else:
+            backend.get(TaskScope("warm", "r", "t"), "k")
+            backend.set(TaskScope("warm", "r", "t"), "k", "1")
+            moto.requests.clear()
         return backend
 
     return warm
@@ -612,7 +627,7 @@ def test_what_goes_directly(
         ("PUT", False),
     ]
     moto.requests.clear()
-    cold = opened(s3_settings())
+    cold = opened(s3_settings(max_attempts=3))
     cold.set(task, "key", "1")
     cold.set(task, "key", "1")
     assert [went_directly(request) for request in moto.requests] == [False, True]
@@ -757,7 +772,12 @@ def test_both_ways_have_the_same_urls(
 
 
 def test_credentials_that_change_between_operations(
-    opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, task: TaskScope, monkeypatch: pytest.MonkeyPatch
+    opened: BackendOf,
+    s3_settings: SettingsOf,
+    moto: FakeS3,
+    task: TaskScope,
+    monkeypatch: pytest.MonkeyPatch,
+    endpoint_prepared: bool,
 ) -> None:
     """As a container's role has them: they end soon, and there are others each time one asks."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -778,12 +798,14 @@ def test_credentials_that_change_between_operations(
         }
         return "200 OK", [("Content-Type", "application/json")], json.dumps(document).encode()
 
+    if endpoint_prepared:
+        prepare(s3_settings())
     moto.intercept = credentials
     backend = opened(s3_settings())
     for _ in range(4):
         backend.set(task, "key", "1")
     puts = [request for request in moto.requests if request.method == "PUT"]
-    assert [went_directly(request) for request in puts] == [False, True, True, True]
+    assert [went_directly(request) for request in puts] == [endpoint_prepared, True, True, True]
     tokens = [request.headers["x-amz-security-token"] for request in puts]
     assert len(set(tokens)) == 4
     for request, token in zip(puts, tokens, strict=True):
@@ -792,7 +814,7 @@ def test_credentials_that_change_between_operations(
 
 
 def test_session_credentials_of_a_bucket_never_go_directly(
-    opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, task: TaskScope
+    opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, task: TaskScope, endpoint_prepared: bool
 ) -> None:
     """S3 Express: each bucket has credentials of its own, which only the client knows to get and to sign with."""
     ends = datetime.datetime.now(tz=datetime.timezone.utc) + datetime.timedelta(minutes=5)
@@ -806,7 +828,10 @@ def test_session_credentials_of_a_bucket_never_go_directly(
         return "200 OK", [("Content-Type", "application/xml")], session.encode() if "session" in request.query else b""
 
     moto.intercept = express
-    backend = opened(s3_settings(url="s3://state--use1-az4--x-s3/p"))
+    settings = s3_settings(url="s3://state--use1-az4--x-s3/p")
+    if endpoint_prepared:
+        prepare(settings)
+    backend = opened(settings)
     for _ in range(3):
         backend.set(task, "key", "1")
     puts = [request for request in moto.requests if request.method == "PUT"]

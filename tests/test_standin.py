@@ -324,6 +324,26 @@ def test_a_component_starts_without_the_certificates(tmp_path: Path) -> None:
     assert in_process(started, "scheduler", AWS_CA_BUNDLE=str(tmp_path / "none"), **environment)["preloaded"]
 
 
+def told_at_the_start() -> list[tuple[str, str]]:
+    told: list[tuple[str, str]] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append((record.levelname, record.getMessage()))
+
+    logging.getLogger("async_state").addHandler(Listener())
+    started("scheduler")
+    return told
+
+
+def test_a_component_starts_where_nothing_can_be_prepared() -> None:
+    environment = {BACKEND: OURS, "AIRFLOW__ASYNC_STATE__URL": "s3://state/preload", "AWS_PROFILE": "nobodys"}
+    ((level, message),) = in_process(told_at_the_start, **environment)
+    assert level == "WARNING"
+    assert "s3://state/preload" in message
+    assert "nobodys" in message
+
+
 def test_the_sdk_is_the_one_that_the_stand_in_was_written_for() -> None:
     version, found = in_process(fingerprints)
     changed = [name for name, fingerprint in found.items() if fingerprint != PINNED[version][name]]

@@ -28,7 +28,11 @@ class _Listener:
         if type(component).__name__ != "TaskRunnerMarker" and (settings := _configured()) is not None:
             from async_state.stores import prepare
 
-            prepare(settings)
+            try:
+                prepare(settings)
+            except Exception as e:
+                # The component and its tasks can do without; what they can't, the first operation tells.
+                log.warning("Nothing was prepared for tasks' state in %s: %s: %s", settings.url, type(e).__name__, e)
 
 
 class AsyncStatePlugin(AirflowPlugin):

@@ -3,11 +3,10 @@
 For each call botocore resolves the endpoint, lets some thirty handlers change the request and parses the answer by its
 model: two thirds of the CPU time of a small put. All of that comes out as before as long as calls succeed. So once a
 call has gone through the client and succeeded, the next go directly: to the endpoint that it went to, signed by the
-client's signer, over the client's connections. In a process that was forked from one that `s3_prepared` was called in,
-all calls do, from the first one on, and there is no client until one is needed. What the client might do better at (a
-failing store, a lost connection, a redirect to another region) is asked again through it, and so are all calls after
-that until one succeeds. What went directly counts as the first of the tries that the settings allow. A refusal stays
-one.
+client's signer, over the client's connections. Where the endpoint was resolved beforehand (`s3_prepared`), the first
+one goes directly too, and there is no client until one is needed. What the client might do better at (a failing store,
+a lost connection, a redirect to another region) is asked again through it, and so are all calls after that until one
+succeeds. What went directly counts as the first of the tries that the settings allow. A refusal stays one.
 """
 
 from __future__ import annotations

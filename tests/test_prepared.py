@@ -1,0 +1,212 @@
+"""Processes whose parent has prepared them: what they inherit, and what they look up for themselves.
+
+Prepared in the same process here, which changes nothing: what is prepared is what the next backend finds. That it is
+inherited is shown in test_standin.py, and what comes of failures in test_faults.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from airflow.sdk.state import TaskScope
+
+from async_state import AsyncStateBackend, Settings
+from async_state.errors import StoreAccessError, StoreError
+from async_state.stores import prepare, s3_client, s3_object, s3_prepared
+from async_state.testing import FakeS3, Request
+
+BackendOf = Callable[..., AsyncStateBackend]
+SettingsOf = Callable[..., Settings]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_prepared_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_prepared, "_prepared", None)
+
+
+@pytest.fixture
+def clients(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The options of all clients that are built for operations."""
+    built: list[Any] = []
+
+    def noted(options: Any, session: Any) -> Any:
+        built.append(options)
+        return s3_client.open_client(options, session)
+
+    monkeypatch.setattr(s3_object, "open_client", noted)
+    return built
+
+
+def went_directly(request: Request) -> bool:
+    return "amz-sdk-invocation-id" not in request.headers
+
+
+def test_single_objects_need_no_client(
+    opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, task: TaskScope, clients: list[Any]
+) -> None:
+    prepare(s3_settings())
+    assert not moto.requests
+    backend = opened(s3_settings())
+    ref = backend.serialize_task_state_store_to_ref(value="x", key="key", scope=task)
+    assert backend.deserialize_task_state_store_from_ref(ref) == "x"
+    backend.purge_task_state(ref)
+    assert backend.deserialize_task_state_store_from_ref(ref) is None
+    assert [(request.method, went_directly(request)) for request in moto.requests] == [
+        ("PUT", True),
+        ("GET", True),
+        ("DELETE", True),
+        ("GET", True),
+    ]
+    assert not clients
+
+
+@pytest.mark.parametrize("url", ["s3://state", "s3://state/another/prefix"])
+def test_the_prefix_makes_no_difference(
+    url: str, opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, task: TaskScope, clients: list[Any]
+) -> None:
+    prepare(s3_settings())
+    backend = opened(s3_settings(url=url))
+    backend.set(task, "key", "1")
+    assert backend.get(task, "key") == "1"
+    assert not clients
+    assert moto.requests[0].path.startswith(f"{url.removeprefix('s3:/')}/v1/")
+
+
+@pytest.fixture
+def prepared(s3_settings: SettingsOf) -> Settings:
+    """Settings that are prepared for."""
+    prepare(s3_settings())
+    return s3_settings()
+
+
+@pytest.mark.anyio
+async def test_what_needs_a_client_gets_one(
+    prepared: Settings, moto: FakeS3, task: TaskScope, clients: list[Any]
+) -> None:
+    async with AsyncStateBackend(prepared) as backend:
+        for key in ("one", "two"):
+            await backend.aset(task, key, "1")
+        assert not clients
+        moto.requests.clear()
+        # Together, and there is one client for them.
+        others = [TaskScope("dag", "run", f"task_{number}") for number in range(5)]
+        await asyncio.gather(backend.aclear(task), *(backend.adelete(other, "key") for other in others))
+        assert len(clients) == 1
+        assert len(moto.requests) == 2 + len(others)
+        assert await backend.aget(task, "one") is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"region_name": "eu-west-3"}, {"timeout": 7.0}, {"max_concurrency": 3}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_other_settings_are_not_what_was_prepared(
+    changed: dict[str, Any],
+    opened: BackendOf,
+    s3_settings: SettingsOf,
+    task: TaskScope,
+    clients: list[Any],
+) -> None:
+    prepare(s3_settings())
+    opened(s3_settings(**changed)).set(task, "key", "1")
+    assert len(clients) == 1
+    opened(s3_settings()).set(task, "key", "1")
+    assert len(clients) == 1
+
+
+def test_another_bucket_is_not_what_was_prepared(
+    opened: BackendOf, s3_settings: SettingsOf, task: TaskScope, clients: list[Any]
+) -> None:
+    prepare(s3_settings())
+    with pytest.raises(StoreError, match=r"s3://another/.*NoSuchBucket"):
+        opened(s3_settings(url="s3://another/prefix")).set(task, "key", "1")
+    assert len(clients) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_DEFAULT_REGION", "eu-west-3"),
+        ("AWS_CONFIG_FILE", "/nowhere"),
+        ("AWS_MAX_ATTEMPTS", "3"),
+        ("HTTPS_PROXY", "http://127.0.0.1:9"),
+        ("no_proxy", "*"),
+    ],
+)
+def test_another_environment_is_not_what_was_prepared(
+    name: str,
+    value: str,
+    opened: BackendOf,
+    s3_settings: SettingsOf,
+    task: TaskScope,
+    clients: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare(s3_settings())
+    monkeypatch.setenv(name, value)
+    opened(s3_settings()).set(task, "key", "1")
+    assert len(clients) == 1
+
+
+def test_credentials_are_those_of_the_process(
+    opened: BackendOf,
+    s3_settings: SettingsOf,
+    moto: FakeS3,
+    task: TaskScope,
+    clients: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepare(s3_settings())
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOWN")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "own-token")
+    opened(s3_settings()).set(task, "key", "1")
+    (request,) = moto.requests
+    assert "Credential=AKIAOWN/" in request.headers["authorization"]
+    assert request.headers["x-amz-security-token"] == "own-token"
+    assert not clients
+
+
+def test_credentials_are_those_of_the_connection(
+    opened: BackendOf,
+    s3_settings: SettingsOf,
+    moto: FakeS3,
+    task: TaskScope,
+    clients: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"conn_type": "aws", "login": "AKIACONNECTION", "password": "secret", "extra": {"aws_session_token": "t"}}
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_STATE", json.dumps(given))
+    settings = s3_settings(aws_conn_id="aws_state")
+    prepare(settings)
+    opened(settings).set(task, "key", "1")
+    (request,) = moto.requests
+    assert "Credential=AKIACONNECTION/" in request.headers["authorization"]
+    assert request.headers["x-amz-security-token"] == "t"
+    assert not clients
+
+
+def test_without_credentials_the_error_is_the_clients(
+    opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, task: TaskScope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(s3_settings())
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StoreAccessError, match=r"NoCredentialsError.*aws_conn_id"):
+        opened(s3_settings()).set(task, "key", "1")
+    assert not moto.requests
+
+
+def test_what_is_prepared_holds_no_credentials(s3_settings: SettingsOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPARENT")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-parent")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token-of-parent")
+    prepare(s3_settings())
+    found = s3_prepared._prepared
+    assert found is not None
+    assert "AKIAPARENT" not in repr(found)
+    assert "-of-parent" not in repr(found)
