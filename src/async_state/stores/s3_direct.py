@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from async_state.stores.s3_events import count_attempt
 
 if TYPE_CHECKING:
     from aiobotocore.awsrequest import AioAWSResponse
+    from botocore.awsrequest import AWSPreparedRequest
+
+#: The kind of signature that needs the signer alone. Others, such as S3 Express's, need more of the client.
+SIGNED_DIRECTLY: Final = "v4"
 
 
 @dataclass(frozen=True)
@@ -66,16 +70,23 @@ class Direct:
         Raises:
             botocore.exceptions.BotoCoreError, aiohttp.ClientError, OSError: there was no answer.
         """
+        request = await self.signed(operation, method, key, headers, body)
+        count_attempt()
+        response: AioAWSResponse = await self.http.send(request)
+        await response.content
+        return response
+
+    async def signed(
+        self, operation: str, method: str, key: str, headers: Mapping[str, str] | None, body: bytes
+    ) -> AWSPreparedRequest:
+        """Return the request that `exchange` sends."""
         from botocore.awsrequest import AWSRequest
 
         request = AWSRequest(method, self.endpoint.url + quote(key, safe="/~"), headers=headers, data=body)
         request.headers["User-Agent"] = self.endpoint.user_agent
         request.context.update(self.endpoint.context)
         await self.signer.sign(operation, request)
-        count_attempt()
-        response: AioAWSResponse = await self.http.send(request.prepare())
-        await response.content
-        return response
+        return request.prepare()
 
 
 @contextlib.asynccontextmanager

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from async_state.stores import s3_direct, s3_prepared
 from async_state.stores.s3_client import S3Options, new_session, open_client
-from async_state.stores.s3_direct import Direct, Endpoint
+from async_state.stores.s3_direct import SIGNED_DIRECTLY, Direct, Endpoint
 from async_state.stores.s3_events import EXPECT_CONTINUE_FROM_BYTES, Attempts, attempts
 
 if TYPE_CHECKING:
@@ -174,8 +174,7 @@ class S3Objects:
             context["async_state"] = Direct(Endpoint.of_call(params, request_signer, context), request_signer, http)
 
         def learn(http_response: AioAWSResponse, context: Mapping[str, Any], **_: Any) -> None:
-            # Other signatures, such as S3 Express's, need more of botocore than its signer.
-            if http_response.status_code < 300 and context["auth_type"] == "v4":
+            if http_response.status_code < 300 and context["auth_type"] == SIGNED_DIRECTLY:
                 self._direct = context["async_state"]
 
         for operation in ("GetObject", "PutObject", "DeleteObject"):

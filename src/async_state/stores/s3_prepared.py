@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from async_state.stores.s3_client import S3Options, new_session, open_client
-from async_state.stores.s3_direct import Endpoint
+from async_state.stores.s3_direct import SIGNED_DIRECTLY, Endpoint, connected
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class Prepared:
 
     options: S3Options
     bucket: str
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
     endpoint: Endpoint
-    http_arguments: Mapping[str, Any]
+    http_arguments: Mapping[str, Any] = field(repr=False)
 
     def http(self) -> Any:
         """Return a HTTP session like the client's, not entered yet."""
@@ -72,19 +75,29 @@ async def _prepare(options: S3Options, bucket: str) -> None:
 
     load_certificates(session)
     async with open_client(options, session) as client:
-        found: list[Endpoint] = []
+        endpoint = await _resolve(client, bucket)
+        http_arguments = client._endpoint.http_session.arguments
+    if endpoint is not None:
+        _prepared = Prepared(options, bucket, _environment(), endpoint, http_arguments)
+        # For what Python keeps of a first time, such as what is an instance of what; the chain is asked for nothing.
+        session.get_component("credential_provider")
+        async with connected(endpoint, session, _prepared.http()) as direct:
+            await direct.signed("PutObject", "PUT", "key", {"Content-Type": "text/plain"}, b"body")
 
-        def note(params: dict[str, Any], request_signer: Any, context: dict[str, Any], **_: Any) -> None:
-            # Other signatures, such as S3 Express's, need more of botocore than its signer.
-            if context["auth_type"] == "v4":
-                found.append(Endpoint.of_call(params, request_signer, context))
-            raise _NotSentError
 
-        client.meta.events.register_last("before-call.s3.PutObject", note)
-        with contextlib.suppress(_NotSentError):
-            await client.put_object(Bucket=bucket, Key="key", Body=b"")
-        http = client._endpoint.http_session
-    _prepared = Prepared(options, bucket, _environment(), found[0], http.arguments) if found else None
+async def _resolve(client: S3Client, bucket: str) -> Endpoint | None:
+    """Return the endpoint of a call that is not sent, unless only the client knows how to sign it."""
+    found: list[Endpoint] = []
+
+    def note(params: dict[str, Any], request_signer: Any, context: dict[str, Any], **_: Any) -> None:
+        if context["auth_type"] == SIGNED_DIRECTLY:
+            found.append(Endpoint.of_call(params, request_signer, context))
+        raise _NotSentError
+
+    client.meta.events.register_last("before-call.s3.PutObject", note)
+    with contextlib.suppress(_NotSentError):
+        await client.put_object(Bucket=bucket, Key="key", Body=b"")
+    return found[0] if found else None
 
 
 def _bare(options: S3Options) -> S3Options:
@@ -92,12 +105,13 @@ def _bare(options: S3Options) -> S3Options:
 
 
 def _environment() -> Mapping[str, str]:
-    # Not what changes nothing about the endpoint: credentials, of which these are the secret ones.
-    secret = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+    """Return the variables that may change where requests go and how: AWS's and proxies', but for credentials."""
+    credentials = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
     return {
         name: value
         for name, value in os.environ.items()
-        if name not in secret and name.upper().startswith(("AWS_", "REQUESTS_CA_BUNDLE", "HTTP", "NO_PROXY", "ALL_"))
+        if name not in credentials
+        and (name.startswith("AWS_") or name == "REQUESTS_CA_BUNDLE" or name.lower().endswith("_proxy"))
     }
 
 
