@@ -13,11 +13,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib
-import time
-from collections.abc import Coroutine
-from typing import Any
 
 from bench.first import UNPREPARED
+from bench.gaps import worst_gap
 from bench.rivals import KEYS, RIVALS, Ours, Rival, installed
 from bench.samples import Found, Sizes, rotated
 from bench.servers import DELAY, Servers
@@ -62,7 +60,7 @@ async def _gaps(endpoint: str, name: str, puts: int) -> tuple[float, float]:
     async def at_once() -> None:
         await asyncio.gather(*(_put(rivals[0], key) for key in KEYS[:puts]))
 
-    gaps = await _worst_gap(first()), await _worst_gap(at_once())
+    gaps = await worst_gap(first()), await worst_gap(at_once())
     await rivals[0].aclose()
     rivals[0].close()
     return gaps
@@ -78,24 +76,3 @@ async def _put(rival: Rival, key: str) -> None:
         rival.put(key)
     else:
         await rival.aput(key)
-
-
-async def _worst_gap(work: Coroutine[Any, Any, None]) -> float:
-    worst = 0.0
-
-    async def tick() -> None:
-        nonlocal worst
-        last = time.perf_counter()
-        while True:
-            await asyncio.sleep(0.001)
-            now = time.perf_counter()
-            worst, last = max(worst, now - last), now
-
-    ticker = asyncio.create_task(tick())
-    # It ticks before the work begins, and once after.
-    await asyncio.sleep(0.01)
-    worst = 0.0
-    await work
-    await asyncio.sleep(0.01)
-    ticker.cancel()
-    return worst

@@ -29,11 +29,9 @@ ROUNDS = 5
 #: Part of the file's path, the function, and what it is.
 STEPS = [
     ("<frozen importlib._bootstrap>", "_find_and_load", "imports"),
-    ("s3_client.py", "_config", "aiobotocore's configuration, with its imports"),
-    ("s3_session.py", "new_session", "the session"),
     ("aiobotocore/session.py", "get_credentials", "credentials"),
     ("aiobotocore/session.py", "_create_client", "the client, with the models"),
-    ("aiobotocore/client.py", "_make_api_call", "the request"),
+    ("s3_object.py", "put", "the request"),
 ]
 
 
