@@ -7,8 +7,9 @@ inherited is shown in test_standin.py, and what comes of failures in test_faults
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -33,9 +34,14 @@ def clients(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The options of all clients that are built for operations."""
     built: list[Any] = []
 
-    def noted(options: Any, session: Any) -> Any:
+    @contextlib.asynccontextmanager
+    async def noted(options: Any, session: Any) -> AsyncIterator[Any]:
         built.append(options)
-        return s3_client.open_client(options, session)
+        # As where credentials are asked for, and others run meanwhile.
+        for _ in range(20):
+            await asyncio.sleep(0)
+        async with s3_client.open_client(options, session) as client:
+            yield client
 
     monkeypatch.setattr(s3_object, "open_client", noted)
     return built

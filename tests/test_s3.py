@@ -13,8 +13,10 @@ from typing import Any
 from urllib.parse import unquote
 
 import boto3
+import botocore.session
 import pytest
 from airflow.sdk.state import AssetScope, TaskScope
+from botocore.exceptions import UnknownServiceError
 from botocore.utils import parse_timestamp
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
@@ -449,3 +451,14 @@ def test_times_are_read_as_botocore_reads_them(written: Any) -> None:
 def test_what_is_no_time_is_botocores_to_refuse() -> None:
     with pytest.raises(ValueError, match="noon"):
         s3_session._timestamp("noonZ")
+
+
+def test_services_are_found_as_botocore_finds_them() -> None:
+    ours = s3_session.make_session().get_component("data_loader")
+    botocores = botocore.session.get_session().get_component("data_loader")
+    # STS and SSO are those that credentials come from.
+    for service in "s3", "sts", "sso", "sso-oidc":
+        found, wanted = (loader.load_service_model(service, "service-2") for loader in (ours, botocores))
+        assert found["metadata"] == wanted["metadata"]
+    with pytest.raises(UnknownServiceError, match="nothing"):
+        ours.load_service_model("nothing", "service-2")

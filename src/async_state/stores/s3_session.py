@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
@@ -62,6 +63,10 @@ class _Services:
             return bool(self._loader.list_api_versions(name, self._type_name))
         except DataNotFoundError:
             return False
+
+    def __iter__(self) -> Iterator[str]:
+        # For botocore's message about one that is not there.
+        return iter(type(self._loader).list_available_services(self._loader, self._type_name))
 
 
 def _discreet(record: logging.LogRecord) -> bool:
