@@ -107,7 +107,8 @@ class _Target:
 
 def _ratio(value: float, unit: str) -> str:
     if unit == _TIMES and 0 < value < 0.2:
-        return f"1/{1 / value:.3g}"
+        parts = 1 / value
+        return f"1/{parts:,.0f}" if parts >= 10 else f"1/{parts:.3g}"
     return f"{value:.3g}{unit}"
 
 
