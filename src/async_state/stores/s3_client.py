@@ -33,11 +33,11 @@ class S3Options:
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-async def new_session(credentials: Mapping[str, str]) -> Any:
-    """Return an `AioSession` that has its credentials.
+def new_session(credentials: Mapping[str, str]) -> Any:
+    """Return an `AioSession`.
 
     Parameters:
-        credentials: as in `S3Options`; empty for botocore's own chain.
+        credentials: as in `S3Options`; empty for botocore's own chain, which is asked when they are first needed.
     """
     with _without_collections():
         from async_state.stores.s3_session import make_session
@@ -45,15 +45,17 @@ async def new_session(credentials: Mapping[str, str]) -> Any:
         session = make_session()
     if credentials:
         session.set_credentials(*(credentials.get(name) for name in _CREDENTIALS))
-    else:
-        # May go over the network; the session keeps what it finds.
-        await session.get_credentials()
     return session
 
 
 @contextlib.asynccontextmanager
 async def open_client(options: S3Options, session: Any) -> AsyncIterator[S3Client]:
-    """Build a client, and close its connections in the end."""
+    """Build a client, and close its connections in the end.
+
+    Parameters:
+        options: but for their credentials, which are the session's.
+        session: an `AioSession` that has its credentials already, as getting them may take a request.
+    """
     from async_state.stores.s3_http import begin_to_load_certificates
 
     async with contextlib.AsyncExitStack() as stack:

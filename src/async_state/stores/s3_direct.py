@@ -90,12 +90,13 @@ class Direct:
 
 
 @contextlib.asynccontextmanager
-async def connected(endpoint: Endpoint, session: Any, http: Any) -> AsyncIterator[Direct]:
+async def connected(endpoint: Endpoint, credentials: Any, session: Any, http: Any) -> AsyncIterator[Direct]:
     """Sign and send without a client, and close the connections in the end.
 
     Parameters:
         endpoint: of the bucket.
-        session: the `AioSession` whose credentials sign.
+        credentials: what the `AioSession` has found.
+        session: that session.
         http: the `AIOHTTPSession` that sends, not entered yet.
     """
     from aiobotocore.signers import AioRequestSigner
@@ -106,7 +107,7 @@ async def connected(endpoint: Endpoint, session: Any, http: Any) -> AsyncIterato
         endpoint.region_name,
         endpoint.signing_name,
         endpoint.signature_version,
-        await session.get_credentials(),
+        credentials,
         session.get_component("event_emitter"),
     )
     async with http:

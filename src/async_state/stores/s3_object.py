@@ -58,7 +58,7 @@ _TRIED_AGAIN: Final = {
 async def open_objects(options: S3Options, bucket: str) -> AsyncIterator[S3Objects]:
     """Open the bucket, and close its connections in the end."""
     async with contextlib.AsyncExitStack() as stack:
-        objects = S3Objects(options, bucket, await new_session(options.credentials), stack)
+        objects = S3Objects(options, bucket, new_session(options.credentials), stack)
         await objects.open()
         yield objects
 
@@ -84,11 +84,13 @@ class S3Objects:
 
     async def open(self) -> None:
         """Open what the first operation needs."""
+        credentials = await self._session.get_credentials()
         prepared = s3_prepared.find(self._options, self._bucket) if self._options.max_attempts > 1 else None
-        if prepared is None:
+        # Without credentials, the client tells what is wrong.
+        if prepared is None or credentials is None:
             await self.client()
             return
-        connected = s3_direct.connected(prepared.endpoint, self._session, prepared.http())
+        connected = s3_direct.connected(prepared.endpoint, credentials, self._session, prepared.http())
         self._direct = await self._stack.enter_async_context(connected)
 
     async def client(self) -> S3Client:

@@ -70,7 +70,7 @@ def find(options: S3Options, bucket: str) -> Prepared | None:
 async def _prepare(options: S3Options, bucket: str) -> None:
     global _prepared
     # Given, so that no chain is asked for any, and none of its answers is inherited.
-    session = await new_session({"aws_access_key_id": "prepare", "aws_secret_access_key": "prepare"})
+    session = new_session({"aws_access_key_id": "prepare", "aws_secret_access_key": "prepare"})
     from async_state.stores.s3_http import load_certificates
 
     load_certificates(session)
@@ -81,7 +81,7 @@ async def _prepare(options: S3Options, bucket: str) -> None:
         _prepared = Prepared(options, bucket, _environment(), endpoint, http_arguments)
         # For what Python keeps of a first time, such as what is an instance of what; the chain is asked for nothing.
         session.get_component("credential_provider")
-        async with connected(endpoint, session, _prepared.http()) as direct:
+        async with connected(endpoint, await session.get_credentials(), session, _prepared.http()) as direct:
             await direct.signed("PutObject", "PUT", "key", {"Content-Type": "text/plain"}, b"body")
 
 
