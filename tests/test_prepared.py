@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -175,6 +176,31 @@ def test_credentials_are_those_of_the_process(
     assert "Credential=AKIAOWN/" in request.headers["authorization"]
     assert request.headers["x-amz-security-token"] == "own-token"
     assert not clients
+
+
+def test_credentials_that_end_are_read_again(
+    opened: BackendOf,
+    s3_settings: SettingsOf,
+    moto: FakeS3,
+    task: TaskScope,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def given(number: int) -> None:
+        ends = datetime.now(tz=timezone.utc) + timedelta(seconds=60)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", f"AKIA{number}")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"secret{number}")
+        monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", ends.isoformat())
+
+    given(1)
+    prepare(s3_settings())
+    backend = opened(s3_settings())
+    for number in (2, 3):
+        given(number)
+        backend.set(task, "key", "1")
+    assert [request.headers["authorization"].partition("Credential=")[2][:6] for request in moto.requests] == [
+        "AKIA2/",
+        "AKIA3/",
+    ]
 
 
 def test_credentials_are_those_of_the_connection(

@@ -38,13 +38,16 @@ def new_session(credentials: Mapping[str, str]) -> Any:
 
     Parameters:
         credentials: as in `S3Options`; empty for botocore's own chain, which is asked when they are first needed.
+
+    Raises:
+        botocore.exceptions.PartialCredentialsError: a key's id in the environment has no secret.
     """
     with _without_collections():
-        from async_state.stores.s3_session import make_session
+        from async_state.stores.s3_session import environments_credentials, make_session
 
         session = make_session()
-    if credentials:
-        session.set_credentials(*(credentials.get(name) for name in _CREDENTIALS))
+    if given := credentials or environments_credentials():
+        session.set_credentials(*(given.get(name) for name in _CREDENTIALS))
     return session
 
 

@@ -27,14 +27,14 @@ class Prepared:
     Attributes:
         options: that it was opened with, but for credentials.
         bucket: the bucket.
-        environment: what botocore reads beside them.
+        environment: of what botocore reads beside them, as a hash, since it may be secret.
         endpoint: of the bucket.
         http_arguments: of the HTTP session.
     """
 
     options: S3Options
     bucket: str
-    environment: Mapping[str, str] = field(repr=False)
+    environment: int
     endpoint: Endpoint
     http_arguments: Mapping[str, Any] = field(repr=False)
 
@@ -104,15 +104,19 @@ def _bare(options: S3Options) -> S3Options:
     return replace(options, credentials={})
 
 
-def _environment() -> Mapping[str, str]:
-    """Return the variables that may change where requests go and how: AWS's and proxies', but for credentials."""
-    credentials = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name not in credentials
-        and (name.startswith("AWS_") or name == "REQUESTS_CA_BUNDLE" or name.lower().endswith("_proxy"))
-    }
+def _environment() -> int:
+    """Return a hash of the variables that may change where requests go: AWS's, but for credentials, and proxies'."""
+    from botocore.credentials import EnvProvider
+
+    credentials = {*EnvProvider.TOKENS, EnvProvider.ACCESS_KEY, EnvProvider.SECRET_KEY, EnvProvider.EXPIRY_TIME}
+    return hash(
+        frozenset(
+            (name, value)
+            for name, value in os.environ.items()
+            if name not in credentials
+            and (name.startswith("AWS_") or name == "REQUESTS_CA_BUNDLE" or name.lower().endswith("_proxy"))
+        )
+    )
 
 
 class _NotSentError(Exception):

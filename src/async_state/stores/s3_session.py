@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
 from aiobotocore.session import get_session
+from botocore.credentials import Credentials, EnvProvider
 from botocore.exceptions import DataNotFoundError
 from botocore.utils import parse_timestamp
 
@@ -49,6 +50,23 @@ def keep_spare() -> None:
     """Make the session that this process, or each that is forked from it, uses first."""
     global _spare
     _spare = make_session()
+
+
+def environments_credentials() -> Mapping[str, str | None]:
+    """Return what the environment has, as `S3Options.credentials`; empty if nothing, or nothing that lasts.
+
+    botocore's own chain begins there, but is made in whole first, which takes a third of a forked process's first
+    operation.
+
+    Raises:
+        botocore.exceptions.PartialCredentialsError: a key's id has no secret.
+    """
+    found = EnvProvider().load()
+    # Not those that end: the chain's own are read again then.
+    if type(found) is not Credentials:
+        return {}
+    names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+    return dict(zip(names, (found.access_key, found.secret_key, found.token), strict=True))
 
 
 class _Services:
