@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk.state import TaskScope
 
 from async_state import AsyncStateBackend, Settings
-from async_state.errors import StoreAccessError, StoreError
+from async_state.errors import StoreAccessError, StoreError, StoreUnavailableError
 from async_state.stores import prepare, s3_client, s3_object, s3_prepared
 from async_state.testing import FakeS3, Request
 
@@ -160,6 +162,51 @@ def test_another_environment_is_not_what_was_prepared(
     assert len(clients) == 1
 
 
+def test_another_config_file_is_not_what_was_prepared(
+    opened: BackendOf,
+    s3_settings: SettingsOf,
+    task: TaskScope,
+    clients: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "config"
+    file.write_text("[default]\nregion = us-east-1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
+    prepare(s3_settings())
+    opened(s3_settings()).set(task, "key", "1")
+    assert not clients
+    file.write_text("[default]\nregion = eu-west-3\n")
+    opened(s3_settings()).set(task, "key", "1")
+    assert len(clients) == 1
+
+
+@pytest.mark.anyio
+async def test_an_operation_that_fails_as_the_backend_is_closed_opens_nothing(
+    prepared: Settings, moto: FakeS3, task: TaskScope, clients: list[Any]
+) -> None:
+    arrived, closed = threading.Event(), threading.Event()
+
+    def hold_back(_: Request) -> None:
+        arrived.set()
+        closed.wait(10)
+
+    moto.intercept = hold_back
+    backend = AsyncStateBackend(prepared)
+    operation = asyncio.ensure_future(backend.aget(task, "key"))
+    await asyncio.to_thread(arrived.wait, 10)
+    await backend.aclose()
+    closed.set()
+    with pytest.raises(StoreUnavailableError, match=r"s3://state/.*closed during this operation \(1 attempt\)"):
+        await operation
+    assert not clients
+    await asyncio.to_thread(moto.wait_until_idle)
+    # And the next one opens anew.
+    moto.intercept = None
+    assert await backend.aget(task, "key") is None
+    await backend.aclose()
+
+
 def test_credentials_are_those_of_the_process(
     opened: BackendOf,
     s3_settings: SettingsOf,
@@ -242,3 +289,31 @@ def test_what_is_prepared_holds_no_credentials(s3_settings: SettingsOf, monkeypa
     assert found is not None
     assert "AKIAPARENT" not in repr(found)
     assert "-of-parent" not in repr(found)
+
+
+@pytest.mark.parametrize("is_prepared", [False, True], ids=["unprepared", "prepared"])
+@pytest.mark.parametrize(
+    ("name", "value", "kind", "said"),
+    [
+        ("AWS_CREDENTIAL_EXPIRATION", "soon", StoreError, "soon.*AWS_"),
+        ("AWS_CREDENTIAL_EXPIRATION", "2026-01-01T00:00:00Z", StoreAccessError, "expired.*Renew"),
+        ("AWS_ENDPOINT_URL_S3", "localhost:9000", StoreError, "localhost:9000.*AWS_"),
+    ],
+)
+def test_what_botocore_can_not_use_is_explained(
+    name: str,
+    value: str,
+    kind: type[StoreError],
+    said: str,
+    is_prepared: bool,
+    opened: BackendOf,
+    s3_settings: SettingsOf,
+    task: TaskScope,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = s3_settings(endpoint_url=None)
+    if is_prepared:
+        prepare(settings)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(kind, match=f"could not put s3://state/.*{said}"):
+        opened(settings).set(task, "key", "1")

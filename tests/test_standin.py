@@ -6,6 +6,7 @@ Airflow, which takes seconds, and of ours no more than every process that reads 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import json
@@ -16,6 +17,7 @@ import shutil
 import ssl
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
@@ -342,6 +344,25 @@ def test_a_component_starts_where_nothing_can_be_prepared() -> None:
     assert level == "WARNING"
     assert "s3://state/preload" in message
     assert "nobodys" in message
+
+
+def event_loop_after_the_start(component: str) -> str:
+    started(component)
+    try:
+        with warnings.catch_warnings():
+            # Of Python 3.12 and 3.13, where there is none yet.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            asyncio.get_event_loop().close()
+    except RuntimeError as e:
+        return str(e)
+    return "there is one"
+
+
+def test_forked_tasks_have_the_event_loop_that_they_would_have_without() -> None:
+    environment = {BACKEND: OURS, "AIRFLOW__ASYNC_STATE__URL": "s3://state/preload"}
+    unprepared, prepared = (in_process(event_loop_after_the_start, who, **environment) for who in ("task", "scheduler"))
+    assert prepared == unprepared
+    assert (prepared == "there is one") == (sys.version_info < (3, 14))
 
 
 def test_the_sdk_is_the_one_that_the_stand_in_was_written_for() -> None:

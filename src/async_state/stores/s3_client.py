@@ -72,6 +72,12 @@ async def open_client(options: S3Options, session: Any) -> AsyncIterator[S3Clien
         yield client
 
 
+def http_session(client: S3Client) -> Any:
+    """Return the `HttpSession` that the client sends with."""
+    # The one thing of a client that has no public name; all versions have it.
+    return client._endpoint.http_session
+
+
 def _config(options: S3Options) -> Any:
     from aiobotocore.config import AioConfig
 

@@ -53,7 +53,7 @@ class Direct:
 
     endpoint: Endpoint
     signer: Any
-    http: Any
+    http_session: Any
 
     async def exchange(
         self, operation: str, method: str, key: str, headers: Mapping[str, str] | None, body: bytes
@@ -72,7 +72,7 @@ class Direct:
         """
         request = await self.signed(operation, method, key, headers, body)
         count_attempt()
-        response: AioAWSResponse = await self.http.send(request)
+        response: AioAWSResponse = await self.http_session.send(request)
         await response.content
         return response
 
@@ -90,14 +90,14 @@ class Direct:
 
 
 @contextlib.asynccontextmanager
-async def connected(endpoint: Endpoint, credentials: Any, session: Any, http: Any) -> AsyncIterator[Direct]:
+async def connected(endpoint: Endpoint, credentials: Any, session: Any, http_session: Any) -> AsyncIterator[Direct]:
     """Sign and send without a client, and close the connections in the end.
 
     Parameters:
         endpoint: of the bucket.
         credentials: what the `AioSession` has found.
         session: that session.
-        http: the `AIOHTTPSession` that sends, not entered yet.
+        http_session: what sends; it is entered here.
     """
     from aiobotocore.signers import AioRequestSigner
     from botocore.model import ServiceId
@@ -110,5 +110,5 @@ async def connected(endpoint: Endpoint, credentials: Any, session: Any, http: An
         credentials,
         session.get_component("event_emitter"),
     )
-    async with http:
-        yield Direct(endpoint, signer, http)
+    async with http_session:
+        yield Direct(endpoint, signer, http_session)

@@ -17,6 +17,7 @@ _BAD_CREDENTIALS = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
+_RENEW = "Renew or correct the credentials that this process uses, and check its clock"
 _WRONG_REGION = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "301"}
 
 
@@ -49,7 +50,8 @@ def _foreign() -> tuple[type[Exception], ...]:
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
 
-    return BotoCoreError, ClientError, HttpError, ResponseParserError, OSError
+    # botocore raises these, too: of endpoints and dates that it can't read, and of credentials that have ended.
+    return BotoCoreError, ClientError, HttpError, ResponseParserError, OSError, ValueError, RuntimeError
 
 
 def _reason(e: Exception, attempts: object) -> str:
@@ -83,6 +85,12 @@ def _diagnosis(e: Exception) -> tuple[type[StoreError], str]:
         )
     if isinstance(e, (boto.ProfileNotFound, boto.ConfigParseError, boto.NoRegionError)):
         return StoreError, "Check the AWS profile, config file and [async_state] region_name on this host"
+    if isinstance(e, RuntimeError) and "credentials" in str(e):
+        return StoreAccessError, _RENEW
+    if isinstance(e, ValueError):
+        return StoreError, (
+            "Check [async_state] endpoint_url and region_name, and this process's AWS_* variables and AWS config file"
+        )
     if isinstance(e, boto.ParamValidationError):
         return StoreError, "Check the bucket in [async_state] url"
     return StoreUnavailableError, (
@@ -101,7 +109,7 @@ def _code_diagnosis(code: str, status: int) -> tuple[type[StoreError], str]:
             "kms:Decrypt where a KMS key is used"
         )
     if code in _BAD_CREDENTIALS:
-        return StoreAccessError, "Renew or correct the credentials that this process uses, and check its clock"
+        return StoreAccessError, _RENEW
     if code in _WRONG_REGION:
         return StoreError, "Set [async_state] region_name to the bucket's region"
     if status >= 500 or code in ("SlowDown", "InternalError", "ServiceUnavailable"):

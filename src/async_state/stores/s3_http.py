@@ -31,7 +31,7 @@ class HttpSession(AIOHTTPSession):  # type: ignore[misc]
         self.arguments = arguments
 
     def _build_ssl_contexts(self, proxy_url: str | None) -> Any:
-        # Older versions of aiobotocore do not call this, and load the certificates for each client.
+        # Older versions of aiobotocore load the certificates for each client.
         if proxy_url or self._cert_file or not self._verify:
             return super()._build_ssl_contexts(proxy_url)
         bundle = str(get_cert_path(self._verify))
@@ -50,7 +50,8 @@ def load_certificates(session: Any) -> None:
 
 def begin_to_load_certificates(session: Any) -> None:
     """Do so on another thread, which takes nothing from what builds the client on the running loop meanwhile."""
-    if not _contexts:
+    # Older versions of aiobotocore do not ask for them.
+    if not _contexts and hasattr(AIOHTTPSession, "_build_ssl_contexts"):
         asyncio.get_running_loop().run_in_executor(None, _load, _as_clients(session))
 
 
@@ -60,6 +61,6 @@ def _as_clients(session: Any) -> HttpSession:
 
 
 def _load(http: HttpSession) -> None:
-    # Not in older versions of aiobotocore; and what can't be loaded is told by the operation that needs it.
-    with contextlib.suppress(AttributeError, OSError):
+    # What can't be loaded is told by the operation that needs it, which tries again.
+    with contextlib.suppress(Exception):
         http._build_ssl_contexts(None)

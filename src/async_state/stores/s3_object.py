@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from async_state.stores import s3_direct, s3_prepared
-from async_state.stores.s3_client import S3Options, new_session, open_client
+from async_state.stores.s3_client import S3Options, http_session, new_session, open_client
 from async_state.stores.s3_direct import SIGNED_DIRECTLY, Direct, Endpoint
 from async_state.stores.s3_events import EXPECT_CONTINUE_FROM_BYTES, Attempts, attempts
 
@@ -60,7 +60,10 @@ async def open_objects(options: S3Options, bucket: str) -> AsyncIterator[S3Objec
     async with contextlib.AsyncExitStack() as stack:
         objects = S3Objects(options, bucket, new_session(options.credentials), stack)
         await objects.open()
-        yield objects
+        try:
+            yield objects
+        finally:
+            objects.closed = True
 
 
 class S3Objects:
@@ -81,27 +84,39 @@ class S3Objects:
         self._client: S3Client | None = None
         self._opening = asyncio.Lock()
         self._direct: Direct | None = None
+        # With one try, it is the client's, as it tells more of what went wrong.
+        self._may_go_directly = options.max_attempts > 1
+        self.closed = False
 
     async def open(self) -> None:
         """Open what the first operation needs."""
         credentials = await self._session.get_credentials()
-        prepared = s3_prepared.find(self._options, self._bucket) if self._options.max_attempts > 1 else None
+        prepared = s3_prepared.find(self._options, self._bucket) if self._may_go_directly else None
         # Without credentials, the client tells what is wrong.
         if prepared is None or credentials is None:
             await self.client()
             return
-        connected = s3_direct.connected(prepared.endpoint, credentials, self._session, prepared.http())
+        connected = s3_direct.connected(prepared.endpoint, credentials, self._session, prepared.http_session())
         self._direct = await self._stack.enter_async_context(connected)
 
     async def client(self) -> S3Client:
-        """Return the client, which is built when it is first asked for."""
+        """Return the client, which is built when it is first asked for.
+
+        Raises:
+            ConnectionAbortedError: the bucket was closed, or is closed meanwhile.
+        """
         async with self._opening:
-            if self._client is None:
+            if self._client is None and not self.closed:
                 client = await self._stack.enter_async_context(open_client(self._options, self._session))
-                if self._options.max_attempts > 1:
+                if self._may_go_directly:
                     self._learn_from(client)
                 self._client = client
-        return self._client
+            found = self._client
+        if found is None or self.closed:
+            # With what was opened too late to be closed with the rest.
+            await self._stack.aclose()
+            raise ConnectionAbortedError("the backend was closed during this operation")
+        return found
 
     async def get(self, key: str) -> tuple[bytes, Mapping[str, str]] | None:
         """Return content and metadata, or ``None`` if there is no such object."""
@@ -169,8 +184,7 @@ class S3Objects:
         return None
 
     def _learn_from(self, client: S3Client) -> None:
-        # The one thing of the client that has no public name; all versions have it.
-        http = client._endpoint.http_session
+        http = http_session(client)
 
         def note(params: dict[str, Any], request_signer: Any, context: dict[str, Any], **_: Any) -> None:
             context["async_state"] = Direct(Endpoint.of_call(params, request_signer, context), request_signer, http)
@@ -191,8 +205,8 @@ class S3Objects:
         operation: Any,
         **_: Any,
     ) -> None:
-        # The client would go on, as it knows of its own attempts alone.
-        if attempts.get(Attempts()).sent < self._options.max_attempts:
+        # The client would go on, as it knows of its own attempts alone, and not that its connections were closed.
+        if attempts.get(Attempts()).sent < self._options.max_attempts and not self.closed:
             return
         if caught_exception is not None:
             raise caught_exception
