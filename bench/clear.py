@@ -3,7 +3,8 @@
 On the server of `bench.server`, whose objects are in its memory, without delay and behind the proxy that holds back
 answers by 20 ms. It fills the scope before each clear, counts the requests that reach it, and is asked afterwards
 whether anything is left. aiobotocore lists a page and deletes it, one after the other; obstore's list and bulk delete
-are the limit. common-io needs two requests a key, so it clears large scopes in the first round only, or not at all.
+are the limit. The largest scopes are cleared in the first round only; common-io, which needs two requests a key, clears
+fewer of them.
 
 Memory is what private pages a process has more than before, at the most, while it clears: a new process for each clear,
 which has put and cleared a key before. It looks every 10 ms. Rounds alternate between the rivals, and Airflow is frozen
@@ -38,7 +39,8 @@ def measure(servers: Servers, sizes: Sizes, found: Found) -> None:
         if delay:
             often, once = sizes.common_io_delayed_clears
             counts = tuple(sorted({*sizes.delayed_clears, often or once}))
-        arguments = {"rounds": sizes.rounds, "counts": counts, "often": often, "once": once}
+        limits = {"common-io": (often, once), "others": (sizes.clears_often, counts[-1])}
+        arguments = {"rounds": sizes.rounds, "counts": counts, "limits": limits}
         for name, keys, seconds, requests in servers.child("clear.child", endpoint, control=control, **arguments):
             found.add("clear", name, "s", seconds, keys=keys, delay=delay)
             found.add("clear", name, "requests", requests, keys=keys, delay=delay)
@@ -59,10 +61,10 @@ def _skips(name: str, keys: int, number: int, sizes: Sizes) -> bool:
     return not ours and keys > (sizes.common_io_clears[0] if name == "common-io" else 100_000)
 
 
-def child(endpoint: str, control: str, rounds: int, counts: list[int], often: int, once: int) -> list[Any]:
+def child(endpoint: str, control: str, rounds: int, counts: list[int], limits: dict[str, list[int]]) -> list[Any]:
     """Return rival, keys, seconds and requests of each clear.
 
-    common-io clears up to ``often`` keys in each round and up to ``once`` in the first.
+    ``limits`` says of common-io, and of the others, up to how many keys they clear in each round, and in the first.
     """
     rivals = [RIVALS[name](endpoint) for name in installed(*_NAMES)]
     samples = []
@@ -74,7 +76,8 @@ def child(endpoint: str, control: str, rounds: int, counts: list[int], often: in
     for number in range(rounds):
         for keys in counts:
             for rival in rotated(rivals, number):
-                if rival.name == "common-io" and keys > (often if number else once):
+                often, once = limits.get(rival.name, limits["others"])
+                if keys > (often if number else once):
                     continue
                 scope = uuid.uuid4().hex
                 _fill(control, rival.prefix(scope), keys)

@@ -86,9 +86,10 @@ class Sizes:
     #: Puts started at once in `throughput`, and how many are made in a round in all: at least one batch of each number.
     levels: tuple[int, ...]
     puts: int
-    #: Keys that `clear` deletes without delay and at 20 ms.
+    #: Keys that `clear` deletes without delay and at 20 ms, and up to how many in every round.
     clears: tuple[int, ...]
     delayed_clears: tuple[int, ...]
+    clears_often: int
     #: As many keys common-io clears in every round, and as many in the first one only: it takes its time.
     common_io_clears: tuple[int, int]
     common_io_delayed_clears: tuple[int, int]
@@ -110,10 +111,11 @@ FULL = Sizes(
     puts=256,
     clears=(100, 1_000, 10_000, 100_000),
     delayed_clears=(1_000, 10_000),
+    clears_often=10_000,
     common_io_clears=(1_000, 10_000),
     common_io_delayed_clears=(100, 1_000),
     memory_clears=(1_000, 10_000, 100_000, 1_000_000),
-    memory_often=(100_000, 10_000),
+    memory_often=(10_000, 10_000),
     lag_puts=100,
     cpu_operations=300,
 )
@@ -126,6 +128,7 @@ QUICK = Sizes(
     puts=64,
     clears=(100, 1_000, 10_000),
     delayed_clears=(1_000,),
+    clears_often=10_000,
     common_io_clears=(100, 1_000),
     common_io_delayed_clears=(0, 100),
     memory_clears=(1_000, 10_000),
@@ -143,6 +146,7 @@ SMOKE = Sizes(
     puts=2,
     clears=(3, 1_001),
     delayed_clears=(3,),
+    clears_often=1_001,
     common_io_clears=(3, 3),
     common_io_delayed_clears=(3, 3),
     memory_clears=(3,),
