@@ -33,7 +33,7 @@ def explained(what: str, where: str, attempts: object) -> Iterator[None]:
     try:
         yield
     except _foreign() as e:
-        if isinstance(e, AsyncStateError):
+        if isinstance(e, AsyncStateError) or (isinstance(e, RuntimeError) and not _of_credentials(e)):
             raise
         kind, advice = _diagnosis(e)
         raise kind(f"could not {what} ({where}): {_reason(e, attempts)}. {advice}") from e
@@ -52,6 +52,11 @@ def _foreign() -> tuple[type[Exception], ...]:
 
     # botocore raises these, too: of endpoints and dates that it can't read, and of credentials that have ended.
     return BotoCoreError, ClientError, HttpError, ResponseParserError, OSError, ValueError, RuntimeError
+
+
+def _of_credentials(e: Exception) -> bool:
+    # Those that have ended. Any other such error is a mistake in the program.
+    return isinstance(e, RuntimeError) and "credentials" in str(e)
 
 
 def _reason(e: Exception, attempts: object) -> str:
@@ -85,7 +90,7 @@ def _diagnosis(e: Exception) -> tuple[type[StoreError], str]:
         )
     if isinstance(e, (boto.ProfileNotFound, boto.ConfigParseError, boto.NoRegionError)):
         return StoreError, "Check the AWS profile, config file and [async_state] region_name on this host"
-    if isinstance(e, RuntimeError) and "credentials" in str(e):
+    if _of_credentials(e):
         return StoreAccessError, _RENEW
     if isinstance(e, ValueError):
         return StoreError, (
