@@ -55,10 +55,9 @@ def measure(servers: Servers, sizes: Sizes, found: Found) -> None:
 
 def _skips(name: str, keys: int, number: int, sizes: Sizes) -> bool:
     """Tell whether a clear takes too long to watch its memory in this round."""
-    ours = name == "async_state"
-    if number and keys > sizes.memory_often[0 if ours else 1]:
+    if number and keys > sizes.memory_often:
         return True
-    return not ours and keys > (sizes.common_io_clears[0] if name == "common-io" else 100_000)
+    return name != "async_state" and keys > (sizes.common_io_clears[0] if name == "common-io" else 100_000)
 
 
 def child(endpoint: str, control: str, rounds: int, counts: list[int], limits: dict[str, list[int]]) -> list[Any]:

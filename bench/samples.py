@@ -93,9 +93,9 @@ class Sizes:
     #: As many keys common-io clears in every round, and as many in the first one only: it takes its time.
     common_io_clears: tuple[int, int]
     common_io_delayed_clears: tuple[int, int]
-    #: Keys cleared by a process of which the memory is observed, and up to how many in every round: ours, the others.
+    #: Keys cleared by a process of which the memory is observed, and up to how many in every round.
     memory_clears: tuple[int, ...]
-    memory_often: tuple[int, int]
+    memory_often: int
     lag_puts: int
     cpu_operations: int
     #: Measures taken beside each other: more than one only where no figure matters.
@@ -115,7 +115,7 @@ FULL = Sizes(
     common_io_clears=(1_000, 10_000),
     common_io_delayed_clears=(100, 1_000),
     memory_clears=(1_000, 10_000, 100_000, 1_000_000),
-    memory_often=(10_000, 10_000),
+    memory_often=10_000,
     lag_puts=100,
     cpu_operations=300,
 )
@@ -132,7 +132,7 @@ QUICK = Sizes(
     common_io_clears=(100, 1_000),
     common_io_delayed_clears=(0, 100),
     memory_clears=(1_000, 10_000),
-    memory_often=(0, 0),
+    memory_often=0,
     lag_puts=20,
     cpu_operations=100,
 )
@@ -150,7 +150,7 @@ SMOKE = Sizes(
     common_io_clears=(3, 3),
     common_io_delayed_clears=(3, 3),
     memory_clears=(3,),
-    memory_often=(0, 0),
+    memory_often=0,
     lag_puts=2,
     cpu_operations=2,
     beside=4,

@@ -31,6 +31,7 @@ from async_state.stores import prepare, s3_prepared
 from async_state.testing import Answer, FakeS3, Request, fake_s3, faults
 from async_state.testing.contract import KEYS, Calls
 from async_state.testing.faults import Fault
+from tests.direct import SDK_HEADER, went_directly
 
 SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]
@@ -567,12 +568,6 @@ def test_readers_never_see_a_torn_value(
 
 # Single objects go past the client once a call through it has succeeded, or where the parent has prepared it.
 
-SDK_HEADER = "amz-sdk-invocation-id"
-
-
-def went_directly(request: Request) -> bool:
-    return SDK_HEADER not in request.headers
-
 
 @pytest.fixture(params=[False, True], ids=["learned", "prepared"])
 def endpoint_prepared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
@@ -627,7 +622,7 @@ def test_what_goes_directly(
         ("PUT", False),
     ]
     moto.requests.clear()
-    cold = opened(s3_settings(max_attempts=3))
+    cold = opened(s3_settings())
     cold.set(task, "key", "1")
     cold.set(task, "key", "1")
     assert [went_directly(request) for request in moto.requests] == [False, True]

@@ -22,6 +22,7 @@ from async_state import AsyncStateBackend, Settings
 from async_state.errors import StoreAccessError, StoreError, StoreUnavailableError
 from async_state.stores import prepare, s3_client, s3_object, s3_prepared
 from async_state.testing import FakeS3, Request
+from tests.direct import went_directly
 
 BackendOf = Callable[..., AsyncStateBackend]
 SettingsOf = Callable[..., Settings]
@@ -48,10 +49,6 @@ def clients(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(s3_object, "open_client", noted)
     return built
-
-
-def went_directly(request: Request) -> bool:
-    return "amz-sdk-invocation-id" not in request.headers
 
 
 def test_single_objects_need_no_client(

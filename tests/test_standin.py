@@ -105,10 +105,8 @@ def methods() -> dict[str, Any]:
     return {f"{accessor}.{method}": getattr(getattr(context, accessor), method, None) for accessor, method in places}
 
 
-def loaded() -> dict[str, Any]:
-    """Have Airflow load its plugins; return what came of it."""
-    from airflow.sdk import plugins_manager
-
+def listened() -> list[tuple[str, str]]:
+    """Return a list of what we log from now on, with its level."""
     told: list[tuple[str, str]] = []
 
     class Listener(logging.Handler):
@@ -116,6 +114,14 @@ def loaded() -> dict[str, Any]:
             told.append((record.levelname, record.getMessage()))
 
     logging.getLogger("async_state").addHandler(Listener())
+    return told
+
+
+def loaded() -> dict[str, Any]:
+    """Have Airflow load its plugins; return what came of it."""
+    from airflow.sdk import plugins_manager
+
+    told = listened()
     before = methods()
     plugins, errors = plugins_manager._get_plugins()
     after = methods()
@@ -327,13 +333,7 @@ def test_a_component_starts_without_the_certificates(tmp_path: Path) -> None:
 
 
 def told_at_the_start() -> list[tuple[str, str]]:
-    told: list[tuple[str, str]] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            told.append((record.levelname, record.getMessage()))
-
-    logging.getLogger("async_state").addHandler(Listener())
+    told = listened()
     started("scheduler")
     return told
 

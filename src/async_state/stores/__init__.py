@@ -9,7 +9,7 @@ from async_state.settings import Settings
 from async_state.stores.base import Store as Store
 
 if TYPE_CHECKING:
-    from async_state.stores.s3_client import S3Options
+    from async_state.stores.s3 import S3Store
 
 
 def open_store(url: str, settings: Settings, credentials: Mapping[str, str]) -> Store:
@@ -30,9 +30,7 @@ def open_store(url: str, settings: Settings, credentials: Mapping[str, str]) -> 
         from async_state.stores.file import FileStore
 
         return FileStore(url, settings.timeout)
-    from async_state.stores.s3 import S3Store
-
-    return S3Store(url, _s3_options(settings, credentials))
+    return _s3_store(url, settings, credentials)
 
 
 def prepare(settings: Settings) -> None:
@@ -41,23 +39,25 @@ def prepare(settings: Settings) -> None:
     No thread, client or connection is left open. May take half a second, and is not for an event loop's thread.
     """
     if settings.url.startswith("s3://"):
-        from async_state.stores import s3
-
-        s3.prepare(settings.url, _s3_options(settings, {}))
+        _s3_store(settings.url, settings, {}).prepare()
 
 
-def _s3_options(settings: Settings, credentials: Mapping[str, str]) -> S3Options:
+def _s3_store(url: str, settings: Settings, credentials: Mapping[str, str]) -> S3Store:
+    from async_state.stores.s3 import S3Store
     from async_state.stores.s3_client import S3Options
 
     keys = dict(credentials)
     endpoint_url, region_name = keys.pop("endpoint_url", None), keys.pop("region_name", None)
-    return S3Options(
-        timeout=settings.timeout,
-        max_attempts=settings.max_attempts,
-        max_concurrency=settings.max_concurrency,
-        endpoint_url=settings.endpoint_url or endpoint_url,
-        region_name=settings.region_name or region_name,
-        server_side_encryption=settings.server_side_encryption,
-        sse_kms_key_id=settings.sse_kms_key_id,
-        credentials=keys,
+    return S3Store(
+        url,
+        S3Options(
+            timeout=settings.timeout,
+            max_attempts=settings.max_attempts,
+            max_concurrency=settings.max_concurrency,
+            endpoint_url=settings.endpoint_url or endpoint_url,
+            region_name=settings.region_name or region_name,
+            server_side_encryption=settings.server_side_encryption,
+            sse_kms_key_id=settings.sse_kms_key_id,
+            credentials=keys,
+        ),
     )

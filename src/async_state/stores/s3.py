@@ -38,7 +38,9 @@ class S3Store:
     delete_limit = 1000
 
     def __init__(self, url: str, options: S3Options) -> None:
-        self._bucket, self._prefix = _bucket_and_prefix(url)
+        parts = urlsplit(url)
+        self._bucket = parts.netloc
+        self._prefix = parts.path.lstrip("/") + "/" if parts.path.strip("/") else ""
         self._options = options
         self._bulk_delete = True
         self._put_arguments = {"ContentType": "application/json"}
@@ -90,6 +92,10 @@ class S3Store:
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def prepare(self) -> None:
+        """Do beforehand what `s3_prepared.prepare` does, for this bucket."""
+        s3_prepared.prepare(self._options, self._bucket)
 
     async def aclose(self) -> None:
         await iothread.release(self)
@@ -167,16 +173,6 @@ class S3Store:
 
     def _url(self, name: str) -> str:
         return f"s3://{self._bucket}/{self._prefix}{name}"
-
-
-def prepare(url: str, options: S3Options) -> None:
-    """As `s3_prepared.prepare`, for the bucket of a URL."""
-    s3_prepared.prepare(options, _bucket_and_prefix(url)[0])
-
-
-def _bucket_and_prefix(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.netloc, parts.path.lstrip("/") + "/" if parts.path.strip("/") else ""
 
 
 class _NoBulkDeleteError(StoreError):

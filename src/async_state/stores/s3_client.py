@@ -46,8 +46,10 @@ def new_session(credentials: Mapping[str, str]) -> Any:
         from async_state.stores.s3_session import environments_credentials, make_session
 
         session = make_session()
-    if given := credentials or environments_credentials():
-        session.set_credentials(*(given.get(name) for name in _CREDENTIALS))
+    if credentials:
+        session.set_credentials(*(credentials.get(name) for name in _CREDENTIALS))
+    elif found := environments_credentials():
+        session.set_credentials(*found)
     return session
 
 

@@ -58,7 +58,7 @@ class Direct:
     async def exchange(
         self, operation: str, method: str, key: str, headers: Mapping[str, str] | None, body: bytes
     ) -> AioAWSResponse:
-        """Send one request, and return the answer, its content read.
+        """Send one request, and return the answer, its content unread.
 
         Parameters:
             operation: as S3 calls it.
@@ -73,7 +73,6 @@ class Direct:
         request = await self.signed(operation, method, key, headers, body)
         count_attempt()
         response: AioAWSResponse = await self.http_session.send(request)
-        await response.content
         return response
 
     async def signed(

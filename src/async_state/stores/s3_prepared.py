@@ -68,8 +68,9 @@ def prepare(options: S3Options, bucket: str) -> None:
 def find(options: S3Options, bucket: str) -> Prepared | None:
     """Return what was prepared for these options in this environment, if anything."""
     found = _prepared
-    wanted = (_bare(options), bucket, _environment())
-    return found if found and (found.options, found.bucket, found.environment) == wanted else None
+    if found is None or (found.options, found.bucket, found.environment) != (_bare(options), bucket, _environment()):
+        return None
+    return found
 
 
 async def _prepare(options: S3Options, bucket: str) -> None:

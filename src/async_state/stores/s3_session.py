@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
@@ -52,8 +52,8 @@ def keep_spare() -> None:
     _spare = make_session()
 
 
-def environments_credentials() -> Mapping[str, str | None]:
-    """Return what the environment has, as `S3Options.credentials`; empty if nothing, or nothing that lasts.
+def environments_credentials() -> tuple[str, str, str | None] | None:
+    """Return key id, secret and token that the environment has, or ``None`` if it has none, or none that last.
 
     botocore's own chain begins there, but is made in whole first, which takes a third of a forked process's first
     operation.
@@ -64,9 +64,8 @@ def environments_credentials() -> Mapping[str, str | None]:
     found = EnvProvider().load()
     # Not those that end: the chain's own are read again then.
     if type(found) is not Credentials:
-        return {}
-    names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-    return dict(zip(names, (found.access_key, found.secret_key, found.token), strict=True))
+        return None
+    return found.access_key, found.secret_key, found.token
 
 
 class _Services:
