@@ -32,7 +32,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tests.airflow_services import Services, processes_of_session
+from tests.airflow.airflow_services import Services, processes_of_session
 from tests.servers import ACCESS_KEY, SECRET_KEY, rclone_s3
 
 from bench.triggerer import COMMON_IO, OURS

@@ -1,4 +1,4 @@
-"""An asset that a trigger watches, and a task that defers: see tests/test_triggerer.py."""
+"""An asset that a trigger watches, and a task that defers: see tests/airflow/test_triggerer.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetWatcher, BaseOperator
 
-from tests.triggers.watching import VALUE, Measuring, Waiting
+from tests.airflow.triggers.watching import VALUE, Measuring, Waiting
 
 # Airflow starts a watcher only if a DAG is scheduled by its asset.
 MEASURED = Asset(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 _MODULES = {"common-io": ("airflow.providers.common.io", "s3fs"), "boto3": ("boto3",), "obstore": ("obstore",)}
 _PLOTS = {"clear.png", "first-operation.png", "lag.png", "latency.png", "throughput.png"}
 #: Whose figures each measure has.

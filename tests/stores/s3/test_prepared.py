@@ -22,7 +22,7 @@ from async_state import AsyncStateBackend, Settings
 from async_state.errors import StoreAccessError, StoreError, StoreUnavailableError
 from async_state.stores import prepare, s3_client, s3_object, s3_prepared
 from async_state.testing import FakeS3, Request
-from tests.direct import went_directly
+from tests.stores.s3.direct import went_directly
 
 BackendOf = Callable[..., AsyncStateBackend]
 SettingsOf = Callable[..., Settings]

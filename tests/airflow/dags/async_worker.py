@@ -71,13 +71,13 @@ def main(runs: Iterable[Run]) -> None:
 
 def _prepare() -> None:
     """Do once what takes long, and nothing that a run should do itself: see that no plugin is loaded."""
-    from airflow import settings
     from airflow.dag_processing.bundles.manager import DagBundlesManager
     from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
     from airflow.sdk import plugins_manager
     from airflow.sdk.execution_time.supervisor import in_process_api_server
     from airflow.utils.db import initdb
 
+    from airflow import settings
     from async_state import Settings
     from async_state.stores import prepare
 

@@ -326,7 +326,7 @@ async def test_ten_thousand_operations_in_flight(task: TaskScope) -> None:
 async def test_a_burst_opens_no_more_connections_than_it_may(task: TaskScope) -> None:
     command = [sys.executable, "-m", "tests.programs.object_server"]
     server = await asyncio.create_subprocess_exec(
-        *command, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        *command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert server.stdin is not None
     assert server.stdout is not None

@@ -1,4 +1,4 @@
-"""The plugin, and the methods that it gives to the SDK's accessors: see tests/test_accessors.py for what those do.
+"""The plugin, and the methods that it gives to the SDK's accessors: see tests/airflow/test_accessors.py for what those do.
 
 Each test is a process of its own, since all this changes the SDK for good. They are forked from one that has imported
 Airflow, which takes seconds, and of ours no more than every process that reads Airflow's configuration.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SECONDS = 60.0
 OURS = "async_state.AsyncStateBackend"
-OTHER = "tests.dags.async_sync_backend.SyncBackend"
+OTHER = "tests.airflow.dags.async_sync_backend.SyncBackend"
 BACKEND = "AIRFLOW__WORKERS__STATE_STORE_BACKEND"
 #: A hook that the SDK is going to await by itself, as apache/airflow#72129 proposes. No release has it yet, so a test
 #: puts it where it will be.
@@ -239,7 +239,7 @@ def fingerprints() -> tuple[str, dict[str, str | None]]:
 # The tests.
 
 
-@pytest.mark.parametrize("backend", [OURS, "tests.dags.async_subclass.Subclass"])
+@pytest.mark.parametrize("backend", [OURS, "tests.airflow.dags.async_subclass.Subclass"])
 def test_accessors_get_awaiting_methods_where_the_backend_is_ours(backend: str) -> None:
     found = in_process(loaded, **{BACKEND: backend})
     assert "async_state" in found["plugins"]

@@ -1,7 +1,7 @@
 """State in ``async def`` tasks, through `AsyncStateStore` and through the SDK's own accessors.
 
-Real tasks in processes of their own, below Airflow's own supervisor (tests/dags/async_worker.py), all started once;
-see tests/dags/async_tasks.py for what they do. S3 is moto's server.
+Real tasks in processes of their own, below Airflow's own supervisor (tests/airflow/dags/async_worker.py), all started once;
+see tests/airflow/dags/async_tasks.py for what they do. S3 is moto's server.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import boto3
 import pytest
 
 from async_state.testing import REGION, Answer, FakeS3, Request
-from tests.airflow_services import processes_of_session
-from tests.dags.async_worker import Run
+from tests.airflow.airflow_services import processes_of_session
+from tests.airflow.dags.async_worker import Run
 
 DAGS = Path(__file__).parent / "dags"
 EXAMPLE = "example_task_state_store_async"

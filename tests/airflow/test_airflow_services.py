@@ -1,7 +1,7 @@
 """The backend under Airflow's own services: API server, scheduler and DAG processor, with real task processes.
 
 Twice at the same time: with the backend on both sides, logging at DEBUG, and with the backend on the worker's side
-alone, logging at INFO. See tests/dags/state_services.py for what the tasks do.
+alone, logging at INFO. See tests/airflow/dags/state_services.py for what the tasks do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import boto3
 import pytest
 
 from async_state.testing import REGION, Answer, FakeS3, Request
-from tests.airflow_services import Services
+from tests.airflow.airflow_services import Services
 
 BOTH_SIDES = "both sides"
 WORKERS_ONLY = "the workers only"

@@ -1,4 +1,4 @@
-"""State in ``async def`` tasks: see tests/test_accessors.py, which compares what each task returns."""
+"""State in ``async def`` tasks: see tests/airflow/test_accessors.py, which compares what each task returns."""
 
 from __future__ import annotations
 

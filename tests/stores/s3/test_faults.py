@@ -31,7 +31,7 @@ from async_state.stores import prepare, s3_prepared
 from async_state.testing import Answer, FakeS3, Request, fake_s3, faults
 from async_state.testing.contract import KEYS, Calls
 from async_state.testing.faults import Fault
-from tests.direct import SDK_HEADER, went_directly
+from tests.stores.s3.direct import SDK_HEADER, went_directly
 
 SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]

@@ -19,10 +19,10 @@ import boto3
 import pytest
 
 from async_state.testing import REGION, Answer, FakeS3, Request
-from tests.airflow_services import Services
-from tests.triggers.watching import VALUE
+from tests.airflow.airflow_services import Services
+from tests.airflow.triggers.watching import VALUE
 
-ROOT: Final = Path(__file__).parent.parent
+ROOT: Final = Path(__file__).parents[2]
 BUCKET: Final = "state"
 RUN: Final = "manual__2026-01-01T00:00:00+00:00"
 ROUNDS: Final = 2

@@ -47,7 +47,7 @@ Policy = dict[str, Any]
 
 
 def documented_policy() -> Policy:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
     found = re.search(r"<!-- iam-policy:.*?-->\s*```json\n(.*?)```", readme, re.DOTALL)
     assert found, "README.md has the policy after its comment iam-policy"
     policy: Policy = json.loads(found[1].replace("my-bucket", BUCKET).replace("airflow-state", PREFIX))

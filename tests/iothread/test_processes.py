@@ -90,7 +90,7 @@ def test_a_fork_in_the_first_operation_leaves_no_lock_held(run: Run, moment: str
 def test_a_fork_and_the_io_thread_do_not_wait_for_each_other() -> None:
     command = [sys.executable, "-m", "tests.programs.fork_and_executor"]
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], check=False, capture_output=True, text=True, timeout=PATIENCE
+        command, cwd=Path(__file__).parents[2], check=False, capture_output=True, text=True, timeout=PATIENCE
     )
     assert (done.stderr, done.returncode) == ("", 0)
 
