@@ -2,7 +2,7 @@
 
     python -m bench.triggerer [delay of each request in ms, default 500] [rounds, default 20]
 
-In Airflow's own ``airflow triggerer``, with nothing beside it but the S3 server: tests/airflow/triggers/watching.py measures.
+In Airflow's own ``airflow triggerer``, with nothing beside it but the S3 server (see tests.airflow.triggers.watching).
 "idle" and "supervisor" are what the loop does before the first use, the latter while it waits for the supervisor's
 first answer; "gc" is the longest garbage collection, "blocked" how often Airflow logged that a trigger blocks, "stop"
 the seconds from SIGTERM to the end: ten more where the supervisor just misses the end of the process that runs the

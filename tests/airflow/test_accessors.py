@@ -1,6 +1,6 @@
 """State in ``async def`` tasks, through `AsyncStateStore` and through the SDK's own accessors.
 
-Real tasks in processes of their own, below Airflow's own supervisor (tests/airflow/dags/async_worker.py), all started once;
+Real tasks in processes of their own, below Airflow's own supervisor (dags/async_worker.py), all started once;
 see tests/airflow/dags/async_tasks.py for what they do. S3 is moto's server.
 """
 

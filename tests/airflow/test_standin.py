@@ -1,4 +1,4 @@
-"""The plugin, and the methods that it gives to the SDK's accessors: see tests/airflow/test_accessors.py for what those do.
+"""The plugin, and the methods that it gives to the SDK's accessors: see test_accessors.py for what those do.
 
 Each test is a process of its own, since all this changes the SDK for good. They are forked from one that has imported
 Airflow, which takes seconds, and of ours no more than every process that reads Airflow's configuration.

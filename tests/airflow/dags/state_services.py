@@ -1,4 +1,4 @@
-"""Every operation on task and asset state, in tasks that Airflow's services run: see tests/airflow/test_airflow_services.py."""
+"""Every operation on state, in tasks that Airflow's services run: see tests.airflow.test_airflow_services."""
 
 from __future__ import annotations
 
