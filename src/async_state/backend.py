@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine, Iterable
-from functools import cache
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from functools import cache, partial, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from async_state import codec, compat, iothread, keys
-from async_state.errors import MissingObjectError, StoreError
-from async_state.keys import Plane
-from async_state.objects import Objects, about
+from async_state import codec, compat, iothread, keys, threads
+from async_state.errors import (
+    MissingObjectError,
+    StoreCredentialsError,
+    StoreError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
+from async_state.keys import Side
+from async_state.objects import Objects, naming
 from async_state.settings import Settings, default_url
 
 if TYPE_CHECKING:
@@ -31,20 +37,42 @@ P = ParamSpec("P")
 log = logging.getLogger(__name__)
 
 
+def _honours_overrides(
+    coroutine: Callable[Concatenate[AsyncStateBackend, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[AsyncStateBackend, P], Coroutine[Any, Any, T]]:
+    """Have a coroutine method call the synchronous method that a subclass overrides, in a thread.
+
+    Airflow documents the synchronous methods, so those are what a subclass overrides, to encrypt values say; and what it
+    overrides must count in every way of calling. Where it overrides the coroutine as well, that one counts.
+    """
+    name = coroutine.__name__
+
+    @wraps(coroutine)
+    async def method(self: AsyncStateBackend, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._overrides(name[1:]) and not self._overrides(name):
+            found: T = await threads.call(partial(getattr(self, name[1:]), *args, **kwargs))
+            return found
+        return await coroutine(self, *args, **kwargs)
+
+    return method
+
+
 class AsyncStateBackend(compat.StoreBackend):
     """Task and asset state in an object store; for ``[workers] state_store_backend`` and ``[state_store] backend``.
 
     Made without arguments, it reads ``[async_state]`` of Airflow's configuration. Making it does no I/O and imports no
-    AWS library. All methods may be called from any thread, any event loop and any forked process.
+    AWS library. All methods may be called from any thread, any event loop and any forked process. A subclass may
+    override synchronous methods, coroutines, or both: what it overrides counts however Airflow calls it.
 
-    Parameters:
+    Args:
         settings: what to use instead of Airflow's configuration.
 
     Raises:
         ConfigurationError: an option can't be used; the message has its full name.
 
     Every operation raises a `StoreError` that names bucket, key and what to change where the store fails, and leaves a
-    state from which the next try succeeds. ``session`` is accepted and ignored everywhere: there is no database here.
+    state from which the next try succeeds. It is tried until ``[async_state] timeout`` is over. ``session`` is accepted
+    and ignored everywhere: there is no database here.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -58,6 +86,7 @@ class AsyncStateBackend(compat.StoreBackend):
 
     # The API server's side: the database row, as JSON text.
 
+    @_honours_overrides
     async def aget(self, scope: StoreScope, key: str, *, session: Any = None) -> str | None:
         """Return the JSON text that `aset` stored, or ``None``.
 
@@ -66,9 +95,10 @@ class AsyncStateBackend(compat.StoreBackend):
             CorruptObjectError: the object is damaged.
             StoreError: the store failed.
         """
-        async with self._objects.turn():
-            return await self._objects.read(self._settings.url, keys.object_name(scope, key, Plane.SERVER))
+        async with self._objects.operation() as until:
+            return await self._objects.read(self._settings.url, keys.object_name(scope, key, Side.SERVER), until)
 
+    @_honours_overrides
     async def aset(
         self, scope: StoreScope, key: str, value: str, *, expires_at: datetime | None = None, session: Any = None
     ) -> None:
@@ -76,19 +106,21 @@ class AsyncStateBackend(compat.StoreBackend):
 
         ``expires_at`` is accepted and not acted upon: nothing expires in the store by itself.
         """
-        async with self._objects.turn():
-            await self._objects.write(keys.object_name(scope, key, Plane.SERVER), value)
+        async with self._objects.operation() as until:
+            await self._objects.write(keys.object_name(scope, key, Side.SERVER), value, until)
 
+    @_honours_overrides
     async def adelete(self, scope: StoreScope, key: str, *, session: Any = None) -> None:
         """Delete the key's row and value, in one request; no-op if there is none. Errors as in `aclear`."""
-        async with self._objects.turn():
-            names = [keys.object_name(scope, key, plane) for plane in Plane]
-            await self._objects.purge_names(self._settings.url, names)
+        async with self._objects.operation() as until:
+            names = [keys.object_name(scope, key, side) for side in Side]
+            await self._objects.purge_names(self._settings.url, names, until)
 
+    @_honours_overrides
     async def aclear(self, scope: StoreScope, *, all_map_indices: bool = False, session: Any = None) -> None:
         """Delete everything in the scope, rows and values, listed by prefix.
 
-        Parameters:
+        Args:
             scope: one map index of a task, or one asset.
             all_map_indices: every map index of the task (in its region); no effect on an asset.
             session: ignored.
@@ -101,8 +133,8 @@ class AsyncStateBackend(compat.StoreBackend):
         """
         prefix = keys.scope_prefix(scope, all_map_indices=all_map_indices)
         try:
-            async with self._objects.turn():
-                await self._objects.purge_prefix(prefix)
+            async with self._objects.operation() as until:
+                await self._objects.purge_prefix(prefix, until)
         except StoreError as e:
             if not compat.clear_on_success():
                 raise
@@ -110,6 +142,7 @@ class AsyncStateBackend(compat.StoreBackend):
 
     # The worker's side: the value goes to the store, and its reference to the database.
 
+    @_honours_overrides
     async def aserialize_task_state_store_to_ref(self, *, value: JsonValue, key: str, scope: TaskScope) -> str:
         """Store a task's value and return its reference; or, up to ``inline_threshold``, its JSON text.
 
@@ -121,6 +154,7 @@ class AsyncStateBackend(compat.StoreBackend):
         inline = super().serialize_task_state_store_to_ref
         return await self._serialize(inline, value=value, key=key, scope=scope)
 
+    @_honours_overrides
     async def adeserialize_task_state_store_from_ref(self, stored: str) -> JsonValue:
         """Return the value that a task's reference, or inline JSON text, stands for.
 
@@ -134,15 +168,18 @@ class AsyncStateBackend(compat.StoreBackend):
         """
         return await self._deserialize(stored)
 
+    @_honours_overrides
     async def aserialize_asset_state_store_to_ref(self, *, value: JsonValue, key: str, scope: AssetScope) -> str:
         """Store an asset's value. As `aserialize_task_state_store_to_ref`."""
         inline = super().serialize_asset_state_store_to_ref
         return await self._serialize(inline, value=value, key=key, scope=scope)
 
+    @_honours_overrides
     async def adeserialize_asset_state_store_from_ref(self, stored: str) -> JsonValue:
         """Return an asset's value. As `adeserialize_task_state_store_from_ref`."""
         return await self._deserialize(stored)
 
+    @_honours_overrides
     async def apurge_task_state(self, ref: str) -> None:
         """Delete the object that a task's reference names; no-op if it is gone or ``ref`` is inline JSON text.
 
@@ -152,10 +189,12 @@ class AsyncStateBackend(compat.StoreBackend):
         """
         await self.apurge_many([ref])
 
+    @_honours_overrides
     async def apurge_asset_state(self, ref: str) -> None:
         """Delete the object that an asset's reference names. As `apurge_task_state`."""
         await self.apurge_many([ref])
 
+    @_honours_overrides
     async def apurge_many(self, refs: Iterable[str]) -> None:
         """Delete the objects that the references name, in batches, ``max_concurrency`` at once.
 
@@ -169,9 +208,10 @@ class AsyncStateBackend(compat.StoreBackend):
                 base, name = keys.split_ref(ref, self._settings.bases)
                 names_of.setdefault(base, {})[name] = None
         for base, names in names_of.items():
-            async with self._objects.turn():
-                await self._objects.purge_names(base, names)
+            async with self._objects.operation() as until:
+                await self._objects.purge_names(base, names, until)
 
+    @_honours_overrides
     async def aclose(self) -> None:
         """Close connections to the store. Never needed: the next operation opens them anew."""
         await self._objects.aclose()
@@ -179,53 +219,53 @@ class AsyncStateBackend(compat.StoreBackend):
     # One line each: Airflow calls these from the task runner, or from the API server's thread pool.
 
     def get(self, scope: StoreScope, key: str, *, session: Any = None) -> str | None:
-        """As `aget`, waiting."""
+        """Blocking version of `aget`, for any thread."""
         return self._run(self.aget, scope, key)
 
     def set(
         self, scope: StoreScope, key: str, value: str, *, expires_at: datetime | None = None, session: Any = None
     ) -> None:
-        """As `aset`, waiting."""
+        """Blocking version of `aset`, for any thread."""
         return self._run(self.aset, scope, key, value, expires_at=expires_at)
 
     def delete(self, scope: StoreScope, key: str, *, session: Any = None) -> None:
-        """As `adelete`, waiting."""
+        """Blocking version of `adelete`, for any thread."""
         return self._run(self.adelete, scope, key)
 
     def clear(self, scope: StoreScope, *, all_map_indices: bool = False, session: Any = None) -> None:
-        """As `aclear`, waiting."""
+        """Blocking version of `aclear`, for any thread."""
         return self._run(self.aclear, scope, all_map_indices=all_map_indices)
 
     def serialize_task_state_store_to_ref(self, *, value: JsonValue, key: str, scope: TaskScope) -> str:
-        """As `aserialize_task_state_store_to_ref`, waiting."""
+        """Blocking version of `aserialize_task_state_store_to_ref`, for any thread."""
         return self._run(self.aserialize_task_state_store_to_ref, value=value, key=key, scope=scope)
 
     def deserialize_task_state_store_from_ref(self, stored: str) -> JsonValue:
-        """As `adeserialize_task_state_store_from_ref`, waiting."""
+        """Blocking version of `adeserialize_task_state_store_from_ref`, for any thread."""
         return self._run(self.adeserialize_task_state_store_from_ref, stored)
 
     def serialize_asset_state_store_to_ref(self, *, value: JsonValue, key: str, scope: AssetScope) -> str:
-        """As `aserialize_asset_state_store_to_ref`, waiting."""
+        """Blocking version of `aserialize_asset_state_store_to_ref`, for any thread."""
         return self._run(self.aserialize_asset_state_store_to_ref, value=value, key=key, scope=scope)
 
     def deserialize_asset_state_store_from_ref(self, stored: str) -> JsonValue:
-        """As `adeserialize_asset_state_store_from_ref`, waiting."""
+        """Blocking version of `adeserialize_asset_state_store_from_ref`, for any thread."""
         return self._run(self.adeserialize_asset_state_store_from_ref, stored)
 
     def purge_task_state(self, ref: str) -> None:
-        """As `apurge_task_state`, waiting."""
+        """Blocking version of `apurge_task_state`, for any thread."""
         return self._run(self.apurge_task_state, ref)
 
     def purge_asset_state(self, ref: str) -> None:
-        """As `apurge_asset_state`, waiting."""
+        """Blocking version of `apurge_asset_state`, for any thread."""
         return self._run(self.apurge_asset_state, ref)
 
     def purge_many(self, refs: Iterable[str]) -> None:
-        """As `apurge_many`, waiting."""
+        """Blocking version of `apurge_many`, for any thread."""
         return self._run(self.apurge_many, refs)
 
     def close(self) -> None:
-        """As `aclose`, waiting."""
+        """Blocking version of `aclose`, for any thread."""
         return self._run(self.aclose)
 
     def __enter__(self) -> AsyncStateBackend:
@@ -246,37 +286,62 @@ class AsyncStateBackend(compat.StoreBackend):
 
     # On the caller's side of the hop.
 
-    def _run(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        # An Airflow connection must be looked up on this thread, so before the hop.
-        if not iothread.awaits_in_place():
-            self._objects.connect()
-        return iothread.run(function, *args, **kwargs)
+    def _overrides(self, name: str) -> bool:
+        """Tell whether a subclass overrides the method."""
+        return getattr(type(self), name) is not getattr(AsyncStateBackend, name)
+
+    def _run(self, coroutine: Callable[..., Coroutine[Any, Any, T]], *args: object, **kwargs: object) -> T:
+        """Call one of the coroutine methods above and wait for it.
+
+        Where a subclass overrides the synchronous method, this is its call of ``super()``, and the coroutine is the one
+        of this class, which would otherwise come back to the subclass.
+        """
+        name = coroutine.__name__
+        if self._overrides(name[1:]):
+            coroutine = partial(getattr(AsyncStateBackend, name).__wrapped__, self)
+        return iothread.run(coroutine, *args, **kwargs)
 
     async def _serialize(self, inline: Callable[..., str], *, value: JsonValue, key: str, scope: StoreScope) -> str:
-        async with self._objects.turn():
-            name = keys.object_name(scope, key, Plane.WORKER)
-            text = codec.dump(value)
+        settings = self._settings
+        async with self._objects.operation() as until:
+            name = keys.object_name(scope, key, Side.WORKER)
+            text = codec.dump(value) if iothread.blocks() else await codec.adump(value)
             # JSON text is ASCII, so its length is its size.
-            if len(text) <= self._settings.inline_threshold:
+            if len(text) <= settings.inline_threshold:
                 return inline(value=value, key=key, scope=scope)
-            await self._objects.write(name, text)
-            return keys.make_ref(self._settings.url, name)
+            try:
+                await self._objects.write(name, text, until)
+            except (StoreUnavailableError, StoreTimeoutError, StoreCredentialsError) as e:
+                if len(text) > settings.outage_inline_threshold:
+                    raise
+                log.warning(
+                    "The value of %s stays in Airflow's database until the next set of its key "
+                    "([async_state] outage_inline_threshold), as it could not be stored: %s",
+                    keys.make_ref(settings.url, name),
+                    e,
+                )
+                return inline(value=value, key=key, scope=scope)
+            return keys.make_ref(settings.url, name)
 
     async def _deserialize(self, stored: str) -> JsonValue:
         if not keys.is_ref(stored):
-            value: JsonValue = codec.load(stored)
-            return value
-        async with self._objects.turn():
-            text = await self._objects.read(*keys.split_ref(stored, self._settings.bases))
+            return await _loaded(stored)
+        base, name = keys.split_ref(stored, self._settings.bases)
+        async with self._objects.operation() as until:
+            text = await self._objects.read(base, name, until)
         if text is not None:
-            with about(stored):
-                found: JsonValue = codec.load(text)
-            return found
+            with naming(stored):
+                return await _loaded(text)
         message = f"the object of the state reference {stored} is gone"
         if self._settings.on_missing == "raise":
             raise MissingObjectError(f"{message}; delete the key, or set [async_state] on_missing to none")
         log.warning("%s; its value is taken for None ([async_state] on_missing)", message)
         return None
+
+
+async def _loaded(text: str) -> JsonValue:
+    value: JsonValue = codec.load(text) if iothread.blocks() else await codec.aload(text)
+    return value
 
 
 @cache

@@ -138,3 +138,11 @@ def _zstandard() -> Any:
             "or read, or set [async_state] compression to gzip or none"
         ) from None
     return zstandard
+
+
+async def adump(value: Any) -> str:
+    return dump(value)
+
+
+async def aload(text: str) -> Any:
+    return load(text)

@@ -6,6 +6,7 @@ thread at a time, and a lookup from a second one, while the first waits for it, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from async_state.errors import ConfigurationError
@@ -71,3 +72,25 @@ def _credentials(conn_id: str, connection: Any, extra: dict[str, Any]) -> dict[s
 
 def _not_found(conn_id: str, e: Exception) -> ConfigurationError:
     return ConfigurationError(f"[async_state] aws_conn_id: could not get the connection {conn_id!r}: {e}")
+
+
+@dataclass(frozen=True)
+class Connection:
+    conn_id: str | None = None
+    access_key_id: str | None = field(default=None, repr=False)
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    region_name: str | None = None
+    endpoint_url: str | None = None
+
+
+def _of(d: dict[str, str], conn_id: str) -> Connection:
+    return Connection(conn_id, d.get("aws_access_key_id"), d.get("aws_secret_access_key"), d.get("aws_session_token"), d.get("region_name"), d.get("endpoint_url"))
+
+
+def get(conn_id: str) -> Connection:
+    return _of(get_credentials(conn_id), conn_id)
+
+
+async def aget(conn_id: str) -> Connection:
+    return _of(await aget_credentials(conn_id), conn_id)

@@ -53,6 +53,10 @@ class StoreAccessError(StoreError, PermissionError):
     """The object store denied the operation, or no credentials were found for it."""
 
 
+class StoreCredentialsError(StoreAccessError):
+    """No credentials were found for the object store, or those that were found are refused as such."""
+
+
 class StoreUnavailableError(StoreError, ConnectionError):
     """The object store could not be reached or kept answering with server errors."""
 

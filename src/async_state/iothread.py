@@ -320,3 +320,7 @@ def _current_task() -> asyncio.Task[Any] | None:
         return asyncio.current_task()
     except RuntimeError:  # no loop is running on this thread
         return None
+
+
+def blocks() -> bool:
+    return False

@@ -43,7 +43,7 @@ _MAP_INDEX: Final = re.compile(r"-1|0|[1-9][0-9]{0,9}")
 MAX_NAME_BYTES: Final = len("v1/task//////") + 3 * _ID_BYTES + 37 + 10 + len("worker") + _KEY_BYTES
 
 
-class Plane(str, enum.Enum):
+class Side(str, enum.Enum):
     """Who stored an object, so that one backend on both sides never overwrites a value with its own ref."""
 
     #: A worker's serialize hook: a value, to which a reference in the database points.
@@ -99,7 +99,7 @@ def scope_prefix(scope: Any, *, all_map_indices: bool = False) -> str:
     raise InvalidScopeError(f"a scope must be a TaskScope or an AssetScope, not {type(scope).__name__}")
 
 
-def object_name(scope: Any, key: str, plane: Plane) -> str:
+def object_name(scope: Any, key: str, side: Side) -> str:
     """Return the name, below any base URL, of the object for ``key`` in ``scope``.
 
     Depends on nothing but its arguments: Airflow needs references to be deterministic.
@@ -108,7 +108,7 @@ def object_name(scope: Any, key: str, plane: Plane) -> str:
         InvalidScopeError: see `scope_prefix`.
         InvalidKeyError: see `check_key`.
     """
-    return f"{scope_prefix(scope)}{plane.value}/{_segment(check_key(key), _KEY_BYTES)}"
+    return f"{scope_prefix(scope)}{side.value}/{_segment(check_key(key), _KEY_BYTES)}"
 
 
 def make_ref(base: str, name: str) -> str:
@@ -141,13 +141,13 @@ def split_ref(ref: str, bases: Iterable[str]) -> tuple[str, str]:
 
 def _is_worker_name(name: str) -> bool:
     match name.split("/"):
-        case ["v1", "task", dag, run, task, index, Plane.WORKER.value, key]:
+        case ["v1", "task", dag, run, task, index, Side.WORKER.value, key]:
             task = _REGION.sub("", task)
             ids = [dag, run, task]
             located = _MAP_INDEX.fullmatch(index) is not None
-        case ["v1", "asset", "name" | "uri", identifier, Plane.WORKER.value, key]:
+        case ["v1", "asset", "name" | "uri", identifier, Side.WORKER.value, key]:
             ids, located = [identifier], True
-        case ["v1", "asset", "id", identifier, Plane.WORKER.value, key]:
+        case ["v1", "asset", "id", identifier, Side.WORKER.value, key]:
             ids, located = [identifier], _ASSET_ID.fullmatch(identifier) is not None
         case _:
             return False

@@ -1,122 +1,140 @@
-"""Texts by object name, in the stores that the settings name: packed, bounded, and on the I/O thread.
+"""Texts by object name, on the caller's side of the hop: slots, deadlines, packing, and the connection's look-up.
 
-Everything above this module runs on the caller's side of the hop; stores, packing and purging run on the other.
+What it calls in `stores` runs on the I/O thread.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import Any, Final, ParamSpec, TypeVar
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from typing import Any, Final, TypeVar
 
-import anyio.to_thread
-
-from async_state import codec, connection, iothread, purge
-from async_state.errors import CorruptObjectError
+from async_state import codec, connection, iothread, threads
+from async_state.connection import Connection
+from async_state.errors import ConfigurationError, CorruptObjectError, StoreCredentialsError, StoreTimeoutError
+from async_state.limiter import Limiter
 from async_state.settings import Settings
-from async_state.stores import Store, open_store
+from async_state.stores import Stores
 
 T = TypeVar("T")
-P = ParamSpec("P")
 
-#: From this many bytes on, packing and unpacking leave the I/O loop for a thread; below, that hop costs more.
+#: From this many bytes on, packing and unpacking leave a caller's event loop for a thread; below, that costs more.
 _OFFLOAD_BYTES: Final = 64 * 1024
 
 
 class Objects:
-    """What is stored below the settings' URL, and readable below its trusted earlier ones."""
+    """What is stored below the settings' URL, and readable below its trusted earlier ones.
+
+    Args:
+        settings: of the backend.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._slots = iothread.Slots(settings.max_concurrency)
-        self._stores: dict[str, Store] = {}
+        self._limiter = Limiter(settings.max_concurrency)
+        self._stores = Stores(settings)
         # Without a connection to look up, there is nothing to wait for.
-        self._credentials: dict[str, str] | None = None if settings.aws_conn_id else {}
+        self._connection = None if settings.aws_conn_id else Connection()
 
-    def turn(self) -> asyncio.Semaphore:
-        """Return what waits for one of ``max_concurrency`` turns on this loop, and holds it, in ``async with``.
+    @contextlib.asynccontextmanager
+    async def operation(self) -> AsyncIterator[float]:
+        """Hold one of ``max_concurrency`` slots for the block, and yield when the operation's time is over.
 
-        To be taken before anything is done for an operation: of thousands that start at once, each would do its share
-        of packing in the same step of their loop.
-        """
-        return self._slots.one()
-
-    async def read(self, base: str, name: str) -> str | None:
-        """Return the object's text, or ``None`` if there is none.
+        A slot is taken before anything else is done: of thousands of operations that start at once, each would do its
+        share of packing in the same step of their loop. Waiting for it counts towards ``timeout``.
 
         Raises:
-            CorruptObjectError: it is damaged; the message has its URL.
+            StoreTimeoutError: there was no slot within ``timeout``.
+        """
+        until = time.monotonic() + self._settings.timeout
+        try:
+            slot = self._limiter.slot(self._settings.timeout)
+            await slot.__aenter__()
+        except TimeoutError:
+            raise StoreTimeoutError(
+                f"no request to {self._settings.url} was sent within {self._settings.timeout:g} s, as "
+                f"{self._settings.max_concurrency} others were in flight all the time: check that the store answers, or "
+                "raise [async_state] max_concurrency or timeout"
+            ) from None
+        try:
+            yield until
+        finally:
+            await slot.__aexit__(None, None, None)
+
+    async def read(self, base: str, name: str, until: float) -> str | None:
+        """Return the text of the object ``name`` below ``base``, or ``None`` if there is none.
+
+        Args:
+            base: one of the settings' base URLs.
+            name: the object's.
+            until: as `operation` gives it.
+
+        Raises:
+            CorruptObjectError: the object is damaged; the message has its URL.
             StoreError: the store failed.
         """
-        return await self._io(self._read, base, name)
+        with naming(f"{base}/{name}"):
+            body = await self._hop(self._stores.get, base, name, until=until)
+            return None if body is None else await _offloaded(len(body), codec.decode, body)
 
-    async def write(self, name: str, text: str) -> None:
+    async def write(self, name: str, text: str, until: float) -> None:
         """Write the text below the settings' URL, compressed as they say.
 
         Raises:
             InvalidValueError: the text is too large.
             StoreError: the store failed.
         """
-        await self._io(self._write, name, text)
-
-    async def purge_names(self, base: str, names: Iterable[str]) -> None:
-        """Delete the named objects. Errors as in `purge.purge_names`."""
-        await self._io(self._purge, purge.purge_names, base, names)
-
-    async def purge_prefix(self, prefix: str) -> None:
-        """Delete everything below ``prefix``. Errors as in `purge.purge_prefix`."""
-        await self._io(self._purge, purge.purge_prefix, self._settings.url, prefix)
-
-    async def aclose(self) -> None:
-        """Close the connections of every store that was used."""
-        for store in self._stores.values():
-            await iothread.arun(store.aclose)
-
-    def connect(self) -> None:
-        """Look up ``aws_conn_id``, once, on this thread.
-
-        Raises:
-            ConfigurationError: see `connection.get_credentials`.
-        """
-        if self._credentials is None and self._settings.aws_conn_id:
-            self._credentials = connection.get_credentials(self._settings.aws_conn_id)
-
-    async def _connect(self) -> dict[str, str]:
-        if self._credentials is None and self._settings.aws_conn_id:
-            self._credentials = await connection.aget_credentials(self._settings.aws_conn_id)
-        return self._credentials or {}
-
-    async def _io(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        await self._connect()
-        return await iothread.arun(function, *args, **kwargs)
-
-    def _store(self, base: str) -> Store:
-        store = self._stores.get(base)
-        if store is None:
-            store = self._stores[base] = open_store(base, self._settings, self._credentials or {})
-        return store
-
-    async def _read(self, base: str, name: str) -> str | None:
-        body = await self._store(base).get(name)
-        if body is None:
-            return None
-        with about(f"{base}/{name}"):
-            return await _offloaded(len(body), codec.decode, body)
-
-    async def _write(self, name: str, text: str) -> None:
         settings = self._settings
         # Exact only for ASCII, as JSON text from Airflow is; a threshold needs no more.
         compression = settings.compression if len(text) >= settings.compression_threshold else "none"
         body, content_encoding = await _offloaded(len(text), codec.encode, text, compression)
-        await self._store(settings.url).put(name, body, content_encoding)
+        await self._hop(self._stores.put, settings.url, name, body, content_encoding, until=until)
 
-    async def _purge(self, purge_what: Callable[..., Coroutine[Any, Any, None]], base: str, what: object) -> None:
-        await purge_what(self._store(base), what, concurrency=self._settings.max_concurrency)
+    async def purge_names(self, base: str, names: Iterable[str], until: float) -> None:
+        """Delete the named objects below ``base``. Errors as in `purge.purge_names`."""
+        await self._hop(self._stores.purge_names, base, names, until=until)
+
+    async def purge_prefix(self, prefix: str, until: float) -> None:
+        """Delete everything below ``prefix``. Errors as in `purge.purge_prefix`."""
+        await self._hop(self._stores.purge_prefix, self._settings.url, prefix, until=until)
+
+    async def aclose(self) -> None:
+        """Close the connections of every store that was used, as soon as no operation uses them."""
+        await iothread.arun(self._stores.aclose)
+
+    async def _hop(self, function: Callable[..., Coroutine[Any, Any, T]], base: str, *args: object, until: float) -> T:
+        """Call a coroutine of `Stores` on the I/O thread, and once more where a newer connection may be accepted."""
+        used = self._connection or await self._look_up()
+        try:
+            return await iothread.arun(function, base, used, *args, timeout=until - time.monotonic())
+        except StoreCredentialsError:
+            newer = await self._newer_than(used)
+            if newer is None:
+                raise
+            return await iothread.arun(function, base, newer, *args, timeout=until - time.monotonic())
+
+    async def _look_up(self) -> Connection:
+        conn_id = str(self._settings.aws_conn_id)
+        # On the calling thread, and so before the hop (CONTRACTS 23).
+        self._connection = connection.get(conn_id) if iothread.blocks() else await connection.aget(conn_id)
+        return self._connection
+
+    async def _newer_than(self, refused: Connection) -> Connection | None:
+        """Return the connection if it has changed since it was looked up."""
+        if not self._settings.aws_conn_id:
+            return None
+        # Another operation may have looked it up already.
+        if self._connection != refused:
+            return self._connection
+        with contextlib.suppress(ConfigurationError):
+            found = await self._look_up()
+            return found if found != refused else None
+        return None
 
 
 @contextlib.contextmanager
-def about(url: str) -> Iterator[None]:
+def naming(url: str) -> Iterator[None]:
     """Name the object ``url`` in a `CorruptObjectError` that the block raises."""
     try:
         yield
@@ -127,6 +145,7 @@ def about(url: str) -> Iterator[None]:
 
 
 async def _offloaded(size: int, function: Callable[..., T], *args: Any) -> T:
-    if size < _OFFLOAD_BYTES:
+    """Call the function, on another thread where ``size`` bytes would keep a loop waiting."""
+    if size < _OFFLOAD_BYTES or iothread.blocks():
         return function(*args)
-    return await anyio.to_thread.run_sync(function, *args)
+    return await threads.call(function, *args)

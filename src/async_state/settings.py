@@ -70,7 +70,7 @@ class Settings:
         "deleted. Keep it below 30, after which Airflow takes a triggerer whose loop stands still for dead.",
     )
     max_attempts: int = _option(
-        4,
+        0,
         "How often a request is tried, the first time included (botocore's standard retry mode).",
     )
     compression: str = _option(
@@ -88,6 +88,7 @@ class Settings:
         "Bytes of JSON up to which a value stays in Airflow's database instead of the store. 0 = never.",
         "64",
     )
+    outage_inline_threshold: int = _option(0, "TEMP")
     on_missing: str = _option(
         "none",
         "What reading a reference gives whose object is gone: none (the value None, and a warning) or raise. After "
@@ -138,7 +139,7 @@ class Settings:
         object.__setattr__(self, "trusted_urls", trusted)
         _check_integer("max_concurrency", self.max_concurrency, 1)
         _check_seconds("timeout", self.timeout)
-        _check_integer("max_attempts", self.max_attempts, 1)
+        _check_integer("max_attempts", self.max_attempts, 0)
         _check_integer("compression_threshold", self.compression_threshold, 0)
         _check_integer("inline_threshold", self.inline_threshold, 0)
         _check_choice("compression", self.compression, COMPRESSIONS)
@@ -280,3 +281,7 @@ def _check_s3_url(option: str, url: str, bucket: str, prefix: str) -> None:
 
 def _shown(url: str) -> str:
     return re.sub(r"//[^/]*@", "//***@", url)
+
+
+def mask(text: str) -> str:
+    return re.sub(r"//[^/]*@", "//***@", text)

@@ -1,25 +1,71 @@
-"""Object stores, opened by URL. A store's module, and what it depends on, is imported when one is opened."""
+"""Object stores, by URL. A store's module, and what it depends on, is imported when one is opened."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from async_state import purge
+from async_state.connection import Connection
 from async_state.settings import Settings
 from async_state.stores.base import Store as Store
+from async_state.stores.base import without_collections
 
 if TYPE_CHECKING:
-    from async_state.stores.s3 import S3Store
+    from async_state.stores.s3 import S3Options
 
 
-def open_store(url: str, settings: Settings, credentials: Mapping[str, str]) -> Store:
+class Stores:
+    """The stores below the base URLs of some settings. Everything here runs on the I/O thread.
+
+    Args:
+        settings: the base URLs, and how to reach them.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._open: dict[str, tuple[Connection, Store]] = {}
+
+    async def get(self, base: str, connection: Connection, name: str, *, timeout: float) -> bytes | None:
+        """Return the content of an object below ``base``. As `Store.get`."""
+        return await self._at(base, connection).get(name, timeout=timeout)
+
+    async def put(
+        self, base: str, connection: Connection, name: str, body: bytes, content_encoding: str, *, timeout: float
+    ) -> None:
+        """Write an object below ``base``. As `Store.put`."""
+        await self._at(base, connection).put(name, body, content_encoding, timeout=timeout)
+
+    async def purge_names(self, base: str, connection: Connection, names: Iterable[str], *, timeout: float) -> None:
+        """Delete objects below ``base``. As `purge.purge_names`."""
+        bound = self._settings.max_concurrency
+        await purge.purge_names(self._at(base, connection), names, concurrency=bound, timeout=timeout)
+
+    async def purge_prefix(self, base: str, connection: Connection, prefix: str, *, timeout: float) -> None:
+        """Delete every object below ``base`` whose name begins with ``prefix``. As `purge.purge_prefix`."""
+        bound = self._settings.max_concurrency
+        await purge.purge_prefix(self._at(base, connection), prefix, concurrency=bound, timeout=timeout)
+
+    async def aclose(self) -> None:
+        """Close the connections of every store; the next operation opens them anew."""
+        for _, store in list(self._open.values()):
+            await store.aclose()
+
+    def _at(self, base: str, connection: Connection) -> Store:
+        known = self._open.get(base)
+        # The store of a connection that was replaced closes once no operation uses it any more.
+        if known is None or known[0] != connection:
+            known = self._open[base] = connection, open_store(base, self._settings, connection)
+        return known[1]
+
+
+def open_store(url: str, settings: Settings, connection: Connection) -> Store:
     """Return the store at ``url``, without any I/O yet.
 
-    Parameters:
+    Args:
         url: a base URL that `Settings` has accepted.
         settings: how to reach it.
-        credentials: of ``aws_conn_id``, as arguments for botocore's client; empty for botocore's own chain. An
-            ``endpoint_url`` and a ``region_name`` among them serve where the settings have none.
+        connection: of ``aws_conn_id``; an empty one for botocore's own chain.
     """
     scheme = url.partition("://")[0]
     if scheme == "memory":
@@ -29,35 +75,25 @@ def open_store(url: str, settings: Settings, credentials: Mapping[str, str]) -> 
     if scheme == "file":
         from async_state.stores.file import FileStore
 
-        return FileStore(url, settings.timeout)
-    return _s3_store(url, settings, credentials)
+        return FileStore(url)
+    from async_state.stores.s3 import S3Store
+
+    return S3Store(_s3_options(url, settings, connection))
 
 
 def prepare(settings: Settings) -> None:
     """Import, parse and resolve what `settings.url` needs, for processes forked from this one to inherit.
 
-    No thread, client or connection is left open. May take half a second, and is not for an event loop's thread.
+    It leaves no thread, client or connection. It may take half a second, and is not for an event loop's thread.
     """
     if settings.url.startswith("s3://"):
-        _s3_store(settings.url, settings, {}).prepare()
+        from async_state.stores import s3
+
+        s3.prepare(_s3_options(settings.url, settings, Connection()))
 
 
-def _s3_store(url: str, settings: Settings, credentials: Mapping[str, str]) -> S3Store:
-    from async_state.stores.s3 import S3Store
-    from async_state.stores.s3_client import S3Options
+def _s3_options(url: str, settings: Settings, connection: Connection) -> S3Options:
+    with without_collections():
+        from async_state.stores.s3 import S3Options
 
-    keys = dict(credentials)
-    endpoint_url, region_name = keys.pop("endpoint_url", None), keys.pop("region_name", None)
-    return S3Store(
-        url,
-        S3Options(
-            timeout=settings.timeout,
-            max_attempts=settings.max_attempts,
-            max_concurrency=settings.max_concurrency,
-            endpoint_url=settings.endpoint_url or endpoint_url,
-            region_name=settings.region_name or region_name,
-            server_side_encryption=settings.server_side_encryption,
-            sse_kms_key_id=settings.sse_kms_key_id,
-            credentials=keys,
-        ),
-    )
+    return S3Options.of(url, settings, connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -14,23 +15,27 @@ from async_state.errors import StoreError, StoreTimeoutError
 class Store(Protocol):
     """Objects by name, below one base URL.
 
-    All methods run on the I/O thread. Each ends, or raises `StoreTimeoutError`, within the ``timeout`` the store was
-    opened with; a listing has that time for each page. Failures are raised as a `StoreError`.
+    All methods run on the I/O thread. Each succeeds or raises within ``timeout`` seconds; a listing has that time for
+    each page. What fails raises a `StoreError`, which is a `StoreTimeoutError` where the store did not answer.
     """
 
     #: The most names that one `delete` takes.
     delete_limit: int
 
-    async def get(self, name: str) -> bytes | None:
-        """Return the object's content as it was put, or ``None`` if there is none."""
+    async def get(self, name: str, *, timeout: float) -> bytes | None:
+        """Return the object's content as it was put, or ``None`` if there is none.
 
-    async def put(self, name: str, body: bytes, content_encoding: str) -> None:
+        Raises:
+            CorruptObjectError: it is not what was put; whoever calls adds the object's URL to the message.
+        """
+
+    async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
         """Write the object whole, or leave it as it was; visible to every later `get` once this returns."""
 
-    async def delete(self, names: Sequence[str]) -> Mapping[str, StoreError]:
+    async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         """Delete the objects; missing ones count as deleted. Return the error of each that is left, or raise one."""
 
-    def list(self, prefix: str) -> AsyncGenerator[Sequence[str], None]:
+    def list(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[str], None]:
         """Yield the names that start with ``prefix`` (which ends in ``/``), pages of at most `delete_limit`."""
 
     async def aclose(self) -> None:
@@ -38,13 +43,12 @@ class Store(Protocol):
 
 
 @contextlib.contextmanager
-def deadline(seconds: float, what: str, attempts: object = "") -> Iterator[None]:
+def deadline(seconds: float, what: str) -> Iterator[None]:
     """Cancel the block after ``seconds``.
 
-    Parameters:
+    Args:
         seconds: from entering the block on.
         what: the operation, for the error.
-        attempts: what the error says of the attempts made by then; nothing if empty.
 
     Raises:
         StoreTimeoutError: the block took longer.
@@ -52,8 +56,22 @@ def deadline(seconds: float, what: str, attempts: object = "") -> Iterator[None]
     with anyio.move_on_after(seconds) as scope:
         yield
     if scope.cancelled_caught:
-        said = f" ({text})" if (text := str(attempts)) else ""
         raise StoreTimeoutError(
-            f"could not {what} within {seconds:g} s{said}: check that the store answers from this host, "
-            "or raise [async_state] timeout"
+            f"could not {what} within {seconds:g} s: check that the store answers from this host, or raise [async_state] timeout"
         )
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Keep Python from looking for garbage in the block.
+
+    Importing a store's libraries and building a client make so many objects that Python looks through all that the process
+    holds, which in an Airflow process takes far longer than the rest, and stops every thread meanwhile.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

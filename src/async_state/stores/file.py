@@ -33,20 +33,20 @@ class FileStore:
 
     delete_limit = 1000
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float = 20) -> None:
         self._root = Path(unquote(urlsplit(url).path))
         self._timeout = timeout
 
-    async def get(self, name: str) -> bytes | None:
+    async def get(self, name: str, *, timeout: float) -> bytes | None:
         return await self._call("read", name, self._read, self._root / name)
 
-    async def put(self, name: str, body: bytes, content_encoding: str) -> None:
+    async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
         await self._call("write", name, self._write, self._root / name, body)
 
-    async def delete(self, names: Sequence[str]) -> Mapping[str, StoreError]:
+    async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         return await self._call("delete", names[0], self._unlink, names)
 
-    async def list(self, prefix: str) -> AsyncGenerator[Sequence[str], None]:
+    async def list(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[str], None]:
         names = self._walk(prefix)
         while page := await self._call("list", prefix, _page, names, self.delete_limit):
             yield page

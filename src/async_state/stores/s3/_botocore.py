@@ -1,0 +1,242 @@
+"""Everything of botocore, aiobotocore and aiohttp that is touched beside their documented interfaces.
+
+It makes operations faster and nothing else: where something is missing, renamed or different, one warning names it, and
+the operations go through the client's documented interface. `INTERNALS` lists all of it, and
+tests/stores/s3/test_internals.py takes each away in turn.
+
+Importing this module imports aiobotocore, so it happens late, on the I/O thread or before a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import ssl
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from async_state import iothread
+
+if TYPE_CHECKING:
+    from aiobotocore.session import AioSession
+    from botocore.credentials import ReadOnlyCredentials
+
+log = logging.getLogger(__name__)
+
+
+class Internal(NamedTuple):
+    """A name that is touched here, and what is lost without it."""
+
+    module: str
+    name: str
+    loss: str
+
+
+INTERNALS: Final = (
+    Internal("botocore.auth", "S3SigV4Auth", "requests are composed by the client"),
+    Internal("botocore.auth", "S3SigV4Auth.add_auth", "requests are composed by the client"),
+    Internal("botocore.awsrequest", "AWSRequest", "requests are composed by the client"),
+    Internal("botocore.httpsession", "create_urllib3_context", "requests over TLS are sent by the client"),
+    Internal("botocore.httpsession", "get_cert_path", "requests over TLS are sent by the client"),
+    Internal("botocore.credentials", "EnvProvider", "the whole chain of credentials is made at the first use"),
+    Internal("botocore.credentials", "EnvProvider.load", "the whole chain of credentials is made at the first use"),
+    Internal("botocore.session", "Session.get_component", "service models are parsed again for each client"),
+    Internal("botocore.session", "Session.register_component", "service models are parsed again for each client"),
+    Internal("botocore.loaders", "Loader.list_available_services", "a client takes longer to build"),
+    Internal("botocore.loaders", "Loader.list_api_versions", "a client takes longer to build"),
+    Internal("aiohttp.client", "ClientSession._retry_connection", "aiohttp may send a request twice, which is not counted"),
+)
+
+#: Their DEBUG lines have the headers of requests, session tokens included, and the bodies of answers.
+_LOGGERS_OF_SECRETS: Final = ("botocore.auth", "botocore.endpoint", "botocore.parsers")
+
+_warned: set[str] = set()
+#: botocore's loader, with the models that it has parsed: kept for the next session, and by forked processes.
+_loader: Any = None
+#: A session that has looked nothing up, for the first client of each forked process.
+_next_session: AioSession | None = None
+#: TLS contexts by the file that they trust and its state, for the next connection pool and for forked processes.
+_contexts: dict[tuple[object, ...], ssl.SSLContext] = {}
+
+
+@contextlib.contextmanager
+def fast_path(what: str) -> Iterator[None]:
+    """Let the block fail with one warning for ``what``, since it only makes something faster."""
+    try:
+        yield
+    except Exception as e:  # whatever a new version of botocore does
+        warn(what, f"{type(e).__name__}: {e}")
+
+
+def warn(what: str, why: str) -> None:
+    """Say, once in a process, that the fast path does without ``what``."""
+    if what not in _warned:
+        _warned.add(what)
+        log.warning(
+            "async_state does not know this version's %s (%s): operations work, but slower. Look for a newer release of "
+            "airflow-async-state",
+            what,
+            why,
+        )
+
+
+def new_session() -> AioSession:
+    """Return a session that has looked nothing up."""
+    global _next_session
+    for name in _LOGGERS_OF_SECRETS:
+        logging.getLogger(name).addFilter(_is_not_secret)
+    session, _next_session = _next_session, None
+    return session or _session_with_loader()
+
+
+def keep_session() -> None:
+    """Make the session that this process, or each that is forked from it, uses first."""
+    global _next_session
+    _next_session = _session_with_loader()
+
+
+def _session_with_loader() -> AioSession:
+    global _loader
+    from aiobotocore.session import get_session
+
+    session: AioSession = get_session()
+    with fast_path("botocore.session.Session.get_component"):
+        if _loader is None:
+            _loader = _quick_loader(session)
+        session.register_component("data_loader", _loader)
+    return session
+
+
+def _quick_loader(session: AioSession) -> Any:
+    loader = session.get_component("data_loader")
+    # For each client, botocore looks through the directories of all of AWS's services whether S3 is among them.
+    if hasattr(loader, "list_available_services") and hasattr(loader, "list_api_versions"):
+        loader.list_available_services = partial(_Services, loader)
+    else:
+        warn("botocore.loaders.Loader", "list_available_services or list_api_versions is missing")
+    return loader
+
+
+class _Services:
+    """The services that botocore has models of, looked for when they are asked for."""
+
+    def __init__(self, loader: Any, type_name: str) -> None:
+        self._loader = loader
+        self._type_name = type_name
+
+    def __contains__(self, name: str) -> bool:
+        from botocore.exceptions import DataNotFoundError
+
+        try:
+            return bool(self._loader.list_api_versions(name, self._type_name))
+        except DataNotFoundError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        # For botocore's message about one that is not there.
+        return iter(type(self._loader).list_available_services(self._loader, self._type_name))
+
+
+def environment_credentials() -> tuple[str, str, str | None] | None:
+    """Return the lasting credentials in the environment: key id, secret and token; or ``None``.
+
+    botocore's own chain begins with them, but the whole chain is made first, which takes a third of a forked process's
+    first operation. Credentials that expire are left to the chain, which reads them again.
+    """
+    with fast_path("botocore.credentials.EnvProvider"):
+        from botocore.credentials import Credentials, EnvProvider
+        from botocore.exceptions import PartialCredentialsError
+
+        # The chain complains of a key without its secret.
+        with contextlib.suppress(PartialCredentialsError):
+            found = EnvProvider().load()
+            if type(found) is Credentials:
+                return str(found.access_key), str(found.secret_key), found.token
+    return None
+
+
+def signed_headers(
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    credentials: ReadOnlyCredentials,
+    service: str,
+    region: str,
+    client_config: object,
+) -> dict[str, str]:
+    """Return ``headers`` with those of AWS's signature version 4, as botocore's client signs S3's requests.
+
+    Args:
+        method: of HTTP.
+        url: of the request, its path and query encoded.
+        headers: those that go with it; all are signed but the ones that botocore excepts.
+        body: what is sent.
+        credentials: the key to sign with.
+        service: the service's name in the signature's scope.
+        region: the region's.
+        client_config: of the client whose signature is wanted.
+
+    Raises:
+        Exception: anything, where botocore is not as it was.
+    """
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
+
+    request = AWSRequest(method, url, headers=headers, data=body)
+    request.context["client_config"] = client_config
+    S3SigV4Auth(credentials, service, region).add_auth(request)
+    return dict(request.headers.items())
+
+
+def send_once(http: Any) -> None:
+    """Keep aiohttp from sending a request again by itself, after a connection that the store had closed meanwhile.
+
+    What it sends, it does not count, and there is no public option. Before aiohttp 3.10 it did not.
+    """
+    if hasattr(http, "_retry_connection"):
+        http._retry_connection = False
+    else:
+        warn("aiohttp.ClientSession._retry_connection", "it is missing")
+
+
+def tls_context(ca_bundle: str | None) -> ssl.SSLContext | None:
+    """Return what botocore's client would verify certificates with, or ``None`` if that is not known.
+
+    A bundle that was replaced is read anew. Reading takes 25 ms of the processor, so it is not for an event loop.
+
+    Args:
+        ca_bundle: the file of trusted authorities; ``None`` for botocore's own.
+
+    Raises:
+        OSError: the bundle can't be read; `ssl.SSLError` is one, too.
+    """
+    context = file = None
+    with fast_path("botocore.httpsession.get_cert_path"):
+        from botocore.httpsession import create_urllib3_context, get_cert_path
+
+        file = Path(get_cert_path(ca_bundle or True))
+        context = create_urllib3_context()
+        context.check_hostname = True
+    if file is None or not isinstance(context, ssl.SSLContext):
+        return None
+    status = file.stat()
+    key = (str(file), status.st_ino, status.st_size, status.st_mtime_ns)
+    if key not in _contexts:
+        context.load_verify_locations(str(file))
+        _contexts[key] = context
+    return _contexts[key]
+
+
+def ca_bundle(session: AioSession) -> str | None:
+    """Return the file of authorities that botocore's client is told to trust, if any."""
+    return session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or None
+
+
+def _is_not_secret(record: logging.LogRecord) -> bool:
+    # What others do with botocore in this process is theirs to log.
+    return record.levelno > logging.DEBUG or record.threadName != iothread.THREAD_NAME

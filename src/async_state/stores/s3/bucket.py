@@ -1,0 +1,129 @@
+"""A bucket that is open on the I/O thread: its credentials, its direct way, and its client where one is needed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from botocore.exceptions import NoCredentialsError
+
+from async_state import threads
+from async_state.stores.base import without_collections
+from async_state.stores.s3 import _botocore, prefork
+from async_state.stores.s3.client import Client, error_of, open_client
+from async_state.stores.s3.direct import Direct, connections
+from async_state.stores.s3.endpoint import Endpoint, resolve
+from async_state.stores.s3.options import S3Options
+
+if TYPE_CHECKING:
+    from aiobotocore.session import AioSession
+
+
+@asynccontextmanager
+async def open_bucket(options: S3Options) -> AsyncIterator[Bucket]:
+    """Open the bucket, and retire it in the end.
+
+    Raises:
+        NoCredentialsError: botocore's chain found none this time.
+    """
+    bucket = Bucket(options, new_session(options))
+    try:
+        async with bucket.in_use():
+            await bucket.open()
+        yield bucket
+    finally:
+        await bucket.retire()
+
+
+def new_session(options: S3Options) -> AioSession:
+    """Return a session that takes credentials and region from the options, where they have some."""
+    with without_collections():
+        session = _botocore.new_session()
+    if options.region_name:
+        # Also for the services that give credentials: in a private network, STS may be reached in this region only.
+        session.set_config_variable("region", options.region_name)
+    connection = options.connection
+    if connection.access_key_id:
+        session.set_credentials(connection.access_key_id, connection.secret_access_key, connection.session_token)
+    elif found := _botocore.environment_credentials():
+        session.set_credentials(*found)
+    return session
+
+
+class Bucket:
+    """One bucket's connections, made when they are first needed.
+
+    Args:
+        options: the bucket and how to reach it.
+        session: has its region, and its credentials unless they are botocore's to find.
+
+    Attributes:
+        direct: sends requests past the client, where it can.
+        retired: whether the bucket closes as soon as nobody uses it.
+    """
+
+    def __init__(self, options: S3Options, session: AioSession) -> None:
+        self._options = options
+        self._session = session
+        self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._credentials: Any = None
+        self.direct: Direct | None = None
+        self._client: Client | None = None
+        self._users = 0
+        self.retired = False
+
+    async def open(self) -> None:
+        """Find credentials, and the way that requests take."""
+        with error_of("GetCredentials"):
+            self._credentials = await self._session.get_credentials()
+        if self._credentials is None:
+            raise NoCredentialsError
+        endpoint = prefork.find(self._options)
+        if endpoint is None:
+            client = await self.client()
+            with error_of("GetCredentials"):
+                frozen = await self._credentials.get_frozen_credentials()
+            endpoint = await resolve(client.client, self._options.bucket, frozen)
+        if endpoint is not None:
+            self.direct = await self._open_direct(endpoint)
+
+    async def client(self) -> Client:
+        """Return the client, which is built when it is first asked for."""
+        async with self._opening:
+            if self._client is None:
+                client = await self._stack.enter_async_context(open_client(self._options, self._session))
+                self._client = Client(client, self._options.bucket)
+            return self._client
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        """Keep connections open for the block, whoever retires the bucket meanwhile."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            await self._close_if_unused()
+
+    async def retire(self) -> None:
+        """Close connections as soon as nobody uses them any more; the next operation opens the bucket anew."""
+        self.retired = True
+        await self._close_if_unused()
+
+    async def _close_if_unused(self) -> None:
+        if self.retired and not self._users:
+            with anyio.CancelScope(shield=True):
+                await self._stack.aclose()
+
+    async def _open_direct(self, endpoint: Endpoint) -> Direct | None:
+        context = None
+        if endpoint.object_url.startswith("https:"):
+            context = await threads.call(_botocore.tls_context, _botocore.ca_bundle(self._session))
+            if context is None:
+                return None
+        http = await self._stack.enter_async_context(connections(self._options, context))
+        return Direct(endpoint, self._credentials, http)

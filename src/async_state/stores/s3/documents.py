@@ -1,0 +1,85 @@
+"""S3's documents: what DeleteObjects is sent, and what lists, deletions and errors answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import unquote_plus
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+from async_state.stores.s3.operations import NotS3Error, Page, Refusal
+
+_NAMESPACE: Final = "http://s3.amazonaws.com/doc/2006-03-01/"
+#: Characters that XML would not give back as they are.
+_ESCAPES: Final = {"\r": "&#xD;", "\n": "&#xA;"}
+
+
+def delete_document(keys: Sequence[str]) -> bytes:
+    """Return what asks DeleteObjects to delete ``keys``, and to name only those that are left."""
+    objects = "".join(f"<Object><Key>{escape(key, _ESCAPES)}</Key></Object>" for key in keys)
+    return f'<Delete xmlns="{_NAMESPACE}">{objects}<Quiet>true</Quiet></Delete>'.encode()
+
+
+def refusals(content: bytes) -> list[Refusal]:
+    """Return the keys that an answer to DeleteObjects names as not deleted.
+
+    Raises:
+        NotS3Error: it is no such answer.
+    """
+    root, tag = _document(content, "DeleteResult")
+    return [
+        Refusal(_text(error, tag("Key")), error.findtext(tag("Code")) or "", error.findtext(tag("Message")) or "")
+        for error in root.iterfind(tag("Error"))
+    ]
+
+
+def page(content: bytes) -> Page:
+    """Return the part of a listing that an answer to ListObjectsV2 holds.
+
+    Raises:
+        NotS3Error: it is no such answer, an entry has no key, or it is truncated without a token for the rest.
+    """
+    root, tag = _document(content, "ListBucketResult")
+    keys = [_text(entry, tag("Key")) for entry in root.iterfind(tag("Contents"))]
+    if root.findtext(tag("EncodingType")) == "url":
+        keys = [unquote_plus(key) for key in keys]
+    truncated = root.findtext(tag("IsTruncated")) == "true"
+    return Page(keys, _text(root, tag("NextContinuationToken")) if truncated else None)
+
+
+def error(content: bytes) -> dict[str, str]:
+    """Return the fields of an error's document, or nothing if ``content`` is none."""
+    try:
+        root, _ = _document(content, "Error")
+    except NotS3Error:
+        return {}
+    return {child.tag.rpartition("}")[2]: child.text or "" for child in root}
+
+
+class _Tags:
+    """Names of elements in the namespace of a document, which not every store gives."""
+
+    def __init__(self, root: ElementTree.Element) -> None:
+        self._namespace = root.tag[: root.tag.find("}") + 1]
+
+    def __call__(self, name: str) -> str:
+        return self._namespace + name
+
+
+def _document(content: bytes, name: str) -> tuple[ElementTree.Element, _Tags]:
+    try:
+        root = ElementTree.fromstring(content)  # noqa: S314 - a store can harm those who trust it with their state anyway
+    except ElementTree.ParseError as e:
+        raise NotS3Error(f"the answer is no XML document: {e}") from None
+    tag = _Tags(root)
+    if root.tag != tag(name):
+        raise NotS3Error(f"the answer is not a {name}")
+    return root, tag
+
+
+def _text(element: ElementTree.Element, tag: str) -> str:
+    text = element.findtext(tag)
+    if not text:
+        raise NotS3Error(f"the answer lacks a {tag.rpartition('}')[2]}")
+    return text

@@ -1,0 +1,168 @@
+"""Where a bucket's requests go, read off requests that botocore's client composes and does not send.
+
+Nothing private is needed for that: the client says it itself, in botocore's event ``before-send``. What `direct` would
+compose for the same operations is compared with it, so that requests are sent directly only where they are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from async_state.stores.s3 import _botocore
+
+if TYPE_CHECKING:
+    from botocore.credentials import ReadOnlyCredentials
+    from types_aiobotocore_s3 import S3Client
+
+#: What is composed for the comparison: each kind of character that is encoded differently somewhere.
+_KEY: Final = "v1/a b+%25~:=&@/\N{LATIN SMALL LETTER E WITH ACUTE}\N{GRINNING FACE}"
+_BODY: Final = b'"body"'
+_CONTENT_TYPE: Final = "application/json"
+_ALGORITHM: Final = "AWS4-HMAC-SHA256"
+#: Headers that only tell S3 about the client's own attempts, or that HTTP libraries add.
+_NOT_COMPARED: Final = frozenset({"amz-sdk-invocation-id", "amz-sdk-request", "content-length", "expect"})
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a bucket's requests go and how they are signed. It has no connection and no credentials, so forks may have it.
+
+    Attributes:
+        object_url: what an object's encoded key is appended to.
+        bucket_url: where requests about the bucket go.
+        service: the service's name in a signature's scope.
+        region: the region's name there.
+        user_agent: the client's.
+        client_config: the client's, which the signer looks at.
+    """
+
+    object_url: str
+    bucket_url: str
+    service: str
+    region: str
+    user_agent: str
+    client_config: object = field(repr=False)
+
+    def of_object(self, key: str) -> str:
+        """Return the URL of a request about an object."""
+        return self.object_url + quote(key, safe="/~")
+
+    def of_list(self, prefix: str, token: str | None) -> str:
+        """Return the URL of a request for a page of keys."""
+        query = {"list-type": "2", "prefix": prefix}
+        if token is not None:
+            query["continuation-token"] = token
+        query["encoding-type"] = "url"
+        return f"{self.bucket_url}?{urlencode(query, quote_via=quote, safe='-_.~')}"
+
+    def signed(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, credentials: ReadOnlyCredentials
+    ) -> dict[str, str]:
+        """Return the headers of a request: those given, the client's own, and the signature.
+
+        Raises:
+            Exception: anything, where botocore is not as it was.
+        """
+        return _botocore.signed_headers(
+            method,
+            url,
+            {**headers, "User-Agent": self.user_agent},
+            body,
+            credentials=credentials,
+            service=self.service,
+            region=self.region,
+            client_config=self.client_config,
+        )
+
+
+async def resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredentials) -> Endpoint | None:
+    """Return the endpoint to which requests may be sent directly, or ``None`` where only the client can compose them.
+
+    That is so behind a proxy, with S3 Express or with signatures of another version; and, with a warning, where what
+    would be sent directly differs from what the client composes.
+    """
+    with _botocore.fast_path("botocore's event before-send"):
+        return await _resolve(client, bucket, credentials)
+    return None
+
+
+async def _resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredentials) -> Endpoint | None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        listing = await _composed(client, client.list_objects_v2(Bucket=bucket, Prefix=_KEY))
+        # The signature has the second in which it is made.
+        for _ in range(3):
+            put = await _composed(
+                client, client.put_object(Bucket=bucket, Key=_KEY, Body=_BODY, ContentType=_CONTENT_TYPE)
+            )
+            endpoint = _read_off(put, listing, client.meta.config)
+            if endpoint is None or _is_proxied(put.url):
+                return None
+            headers = endpoint.signed("PUT", endpoint.of_object(_KEY), {"Content-Type": _CONTENT_TYPE}, _BODY, credentials)
+            theirs, ours = _compared(put.headers), _compared(headers)
+            if theirs["x-amz-date"] == ours["x-amz-date"]:
+                break
+    # The operation that goes through the client tells what is wrong.
+    except (BotoCoreError, ClientError, ValueError):
+        return None
+    different = {name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)}
+    if endpoint.of_object(_KEY) != put.url or endpoint.of_list(_KEY, None) != listing.url:
+        different.add("the URL")
+    if different:
+        _botocore.warn("way of composing requests", f"{', '.join(sorted(different))} would differ")
+        return None
+    return endpoint
+
+
+def _read_off(put: Any, listing: Any, client_config: object) -> Endpoint | None:
+    headers = _compared(put.headers)
+    algorithm, _, signature = headers.get("authorization", "").partition(" ")
+    if algorithm != _ALGORITHM or "x-amz-s3session-token" in headers:
+        return None
+    scope = signature.partition("Credential=")[2].partition(",")[0].split("/")
+    return Endpoint(
+        object_url=put.url.removesuffix(quote(_KEY, safe="/~")),
+        bucket_url=listing.url.partition("?")[0],
+        service=scope[-2],
+        region=scope[-3],
+        user_agent=headers["user-agent"],
+        client_config=client_config,
+    )
+
+
+async def _composed(client: S3Client, call: Awaitable[object]) -> Any:
+    """Return the request of a client's call, which is not sent."""
+    requests: list[Any] = []
+
+    def take(request: Any, **_: Any) -> None:
+        requests.append(request)
+        raise _NotSentError
+
+    client.meta.events.register_first("before-send.s3", take)
+    try:
+        with contextlib.suppress(_NotSentError):
+            await call
+    finally:
+        client.meta.events.unregister("before-send.s3", take)
+    return requests[0]
+
+
+def _compared(headers: Mapping[str, Any]) -> dict[str, str]:
+    texts = {name.lower(): v.decode() if isinstance(v, bytes) else str(v) for name, v in headers.items()}
+    return {name: value for name, value in texts.items() if name not in _NOT_COMPARED}
+
+
+def _is_proxied(url: str) -> bool:
+    """Tell whether the client sends requests for ``url`` through a proxy; it asks the same of the same library."""
+    parts = urlsplit(url)
+    return parts.scheme in getproxies() and not proxy_bypass(parts.netloc)
+
+
+class _NotSentError(Exception):
+    """Ends a call of the client before its request is sent."""

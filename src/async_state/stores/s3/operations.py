@@ -1,0 +1,139 @@
+"""The operations of S3 that a store uses, each sent once: `direct.Direct` and `client.Client` both have them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Protocol
+
+from async_state.codec import MAX_TEXT_BYTES
+from async_state.errors import CorruptObjectError
+
+
+class S3Error(Exception):
+    """S3 answered a request with an error.
+
+    Attributes:
+        code: S3's own word, such as ``AccessDenied``; empty where the answer has none.
+        message: S3's sentence about it.
+        status: of HTTP.
+        request_id: by which the store's operator finds the request.
+        operation: the request, by its name in the AWS API. It may be another service's, which gives credentials.
+        retry_after: the ``Retry-After`` header as it was sent, or an empty string.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int = 0,
+        request_id: str = "",
+        operation: str = "",
+        retry_after: str = "",
+    ) -> None:
+        super().__init__(f"{code or f'HTTP {status}'}: {message}")
+        self.code = code
+        self.message = message
+        self.status = status
+        self.request_id = request_id
+        self.operation = operation
+        self.retry_after = retry_after
+
+
+class NotS3Error(Exception):
+    """What answered does not speak S3: a proxy's page, or a document without what S3 always says."""
+
+
+class Object(NamedTuple):
+    """An object's content and its metadata, by lower-case name."""
+
+    body: bytes
+    metadata: Mapping[str, str]
+
+
+class Page(NamedTuple):
+    """A part of a listing, and the token for the next part, or ``None`` after the last one."""
+
+    keys: Sequence[str]
+    token: str | None
+
+
+class Refusal(NamedTuple):
+    """A key that DeleteObjects did not delete, with S3's code and message."""
+
+    key: str
+    code: str
+    message: str
+
+
+class Operations(Protocol):
+    """Each method sends one request, counts it in `attempts`, and tries nothing again.
+
+    Raises:
+        S3Error: S3 answered with an error.
+        NotS3Error: what answered is not S3.
+        aiohttp.ClientError, botocore.exceptions.BotoCoreError, OSError: there was no answer.
+    """
+
+    async def get(self, key: str) -> Object | None:
+        """Return the object, or ``None`` if there is none.
+
+        Raises:
+            CorruptObjectError: it is larger than any that this package writes, and is not read.
+        """
+
+    async def put(self, key: str, body: bytes, arguments: Mapping[str, str], metadata: Mapping[str, str]) -> None:
+        """Write the object, with more arguments of PutObject and with metadata by lower-case name."""
+
+    async def delete(self, key: str) -> None:
+        """Delete the object, if there is one."""
+
+    async def delete_many(self, keys: Sequence[str]) -> Sequence[Refusal]:
+        """Delete at most 1,000 objects, and return those that are left."""
+
+    async def list(self, prefix: str, token: str | None) -> Page:
+        """Return a page of the keys that begin with ``prefix``; a ``token`` of the page before takes it up there."""
+
+
+#: Bytes that an object may have: the largest value, and what compressing may add to one that does not compress.
+MAX_OBJECT_BYTES: Final = MAX_TEXT_BYTES + 1024 * 1024
+
+
+def check_size(length: int | None) -> None:
+    """Refuse to read an object of ``length`` bytes, as its answer announces it, if it is too large.
+
+    Raises:
+        CorruptObjectError: it is.
+    """
+    if length is not None and length > MAX_OBJECT_BYTES:
+        raise CorruptObjectError(f"it has {length} bytes, more than any value")
+
+
+@dataclass
+class Attempts:
+    """What an operation has sent so far.
+
+    Attributes:
+        sent: the requests, first and repeated ones.
+        last: the error that the latest failed request ended with.
+        began: when the operation began, by `time.monotonic`.
+    """
+
+    sent: int = 0
+    last: Exception | None = field(default=None, repr=False)
+    began: float = field(default_factory=time.monotonic)
+
+    def __str__(self) -> str:
+        return f"{self.sent} attempt{'s' * (self.sent != 1)} in {time.monotonic() - self.began:.1f} s"
+
+
+#: Those of the operation that runs.
+attempts: ContextVar[Attempts] = ContextVar("async_state_attempts")
+
+
+def count_attempt(**_: object) -> None:
+    """Count a request that is about to be sent. Also a handler for botocore's event ``before-send``."""
+    attempts.get(Attempts()).sent += 1

@@ -1,0 +1,217 @@
+"""`S3Store`: objects of one bucket, each operation tried until its time is over."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Final, TypeVar
+
+import anyio
+
+from async_state import iothread
+from async_state.errors import CorruptObjectError, StoreError
+from async_state.stores.s3.bucket import Bucket, open_bucket
+from async_state.stores.s3.direct import NotSignedError
+from async_state.stores.s3.errors import (
+    is_not_implemented,
+    is_of_certificates,
+    is_of_credentials,
+    is_of_region,
+    is_retryable,
+    map_exceptions,
+    store_error,
+)
+from async_state.stores.s3.operations import Attempts, Operations, Page, S3Error, attempts
+from async_state.stores.s3.options import S3Options
+from async_state.stores.s3.retry import until
+
+T = TypeVar("T")
+
+_CHECKSUM: Final = "crc32"
+
+
+class S3Store:
+    """Objects of one bucket, below one prefix. Making it opens nothing."""
+
+    #: S3's limit on the keys of one DeleteObjects request.
+    delete_limit = 1000
+
+    def __init__(self, options: S3Options) -> None:
+        self._options = options
+        self._has_delete_many = True
+
+    async def get(self, name: str, *, timeout: float) -> bytes | None:
+        key = self._options.prefix + name
+        found = await self._run("get", name, lambda s3: s3.get(key), timeout)
+        if found is None:
+            return None
+        # Written by `put`; an object that someone else has put there has none.
+        checksum = found.metadata.get(_CHECKSUM)
+        if checksum is not None and checksum != _crc32(found.body):
+            raise CorruptObjectError("its content does not match the checksum it was written with")
+        return found.body
+
+    async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
+        key = self._options.prefix + name
+        arguments = {"ContentType": "application/json", **dict(self._options.put_arguments)}
+        if content_encoding:
+            arguments["ContentEncoding"] = content_encoding
+        metadata = {_CHECKSUM: _crc32(body)}
+        await self._run("put", name, lambda s3: s3.put(key, body, arguments, metadata), timeout)
+
+    async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
+        if len(names) == 1:
+            await self._delete_one(names[0], timeout)
+            return {}
+        if self._has_delete_many:
+            try:
+                return await self._delete_many(names, timeout)
+            except _NoDeleteManyError:
+                self._has_delete_many = False
+        return await self._delete_each(names, timeout)
+
+    async def list(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[str], None]:
+        key_prefix = self._options.prefix + prefix
+        token: str | None = None
+        while True:
+            page = await self._run("list", prefix, partial(_list, key_prefix, token), timeout)
+            if page.keys:
+                yield [key.removeprefix(self._options.prefix) for key in page.keys]
+            if page.token is None:
+                return
+            token = page.token
+
+    async def aclose(self) -> None:
+        await iothread.release(self)
+
+    async def _delete_one(self, name: str, timeout: float) -> None:
+        key = self._options.prefix + name
+        await self._run("delete", name, lambda s3: s3.delete(key), timeout)
+
+    async def _delete_many(self, names: Sequence[str], timeout: float) -> dict[str, StoreError]:
+        options, left = self._options, list(names)
+        #: What S3 refused for good, and what may pass.
+        refused: dict[str, StoreError] = {}
+        failed: dict[str, StoreError] = {}
+
+        async def delete(s3: Operations) -> None:
+            """Delete what is left, and raise the first error that passes, so that the rest is tried again."""
+            nonlocal left
+            try:
+                refusals = await s3.delete_many([options.prefix + name for name in left])
+            except S3Error as e:
+                if is_not_implemented(e):
+                    raise _NoDeleteManyError from e
+                raise
+            failed.clear()
+            passing: list[S3Error] = []
+            for key, code, message in refusals:
+                name, error = key.removeprefix(options.prefix), S3Error(code, message)
+                told = store_error(error, f"delete {options.url(name)}", options.where, attempts.get())
+                if is_retryable(error):
+                    failed[name] = told
+                    passing.append(error)
+                else:
+                    refused[name] = told
+            left = list(failed)
+            if passing:
+                raise passing[0]
+
+        try:
+            await self._run("delete", names[0], delete, timeout, more=len(names) - 1)
+        except StoreError:
+            if not failed:
+                raise
+        return refused | failed
+
+    async def _delete_each(self, names: Sequence[str], timeout: float) -> dict[str, StoreError]:
+        failed: dict[str, StoreError] = {}
+        slots = anyio.Semaphore(self._options.max_concurrency)
+
+        async def delete(name: str) -> None:
+            async with slots:
+                try:
+                    await self._delete_one(name, timeout)
+                except StoreError as e:
+                    failed[name] = e
+
+        async with anyio.create_task_group() as group:
+            for name in names:
+                group.start_soon(delete, name)
+        return failed
+
+    async def _run(
+        self, verb: str, name: str, call: Callable[[Operations], Awaitable[T]], timeout: float, more: int = 0
+    ) -> T:
+        """Send the operation until it succeeds or ``timeout`` seconds are over.
+
+        Raises:
+            StoreError: it failed; the message says what, where, how often it was tried, and what to change.
+        """
+        what = f"{verb} {self._options.url(name)}" + (f" and {more} more" if more else "")
+        made, renewed = Attempts(), False
+
+        async def send() -> T:
+            nonlocal renewed
+            bucket = await iothread.resource(self, partial(open_bucket, self._options))
+            try:
+                async with bucket.in_use():
+                    return await _send(bucket, call)
+            except Exception as e:
+                capped = 0 < self._options.max_attempts <= made.sent
+                if renewed or capped or not (is_of_credentials(e) or is_of_certificates(e)):
+                    raise
+                # Both may have been replaced since this process read them.
+                renewed = True
+                await self._retire(bucket)
+                return await send()
+
+        token = attempts.set(made)
+        try:
+            with map_exceptions(what, self._options.where, made), _deadline(timeout, made) as deadline:
+                return await until(deadline, send, made, self._options.max_attempts)
+        finally:
+            attempts.reset(token)
+
+    async def _retire(self, bucket: Bucket) -> None:
+        # Another operation may have opened a new one already.
+        if not bucket.retired:
+            bucket.retired = True
+            await iothread.release(self)
+
+
+async def _list(prefix: str, token: str | None, s3: Operations) -> Page:
+    return await s3.list(prefix, token)
+
+
+async def _send(bucket: Bucket, call: Callable[[Operations], Awaitable[T]]) -> T:
+    if bucket.direct is not None:
+        try:
+            return await call(bucket.direct)
+        except NotSignedError:
+            pass
+        except S3Error as e:
+            if not is_of_region(e):
+                raise
+        # From now on: it finds the right region, and composes what the direct way can't.
+        bucket.direct = None
+    return await call(await bucket.client())
+
+
+@contextmanager
+def _deadline(seconds: float, made: Attempts) -> Iterator[float]:
+    """Cancel the block after ``seconds``, and raise the last error of its attempts; yield when that is."""
+    with anyio.move_on_after(seconds) as scope:
+        yield scope.deadline
+    if scope.cancelled_caught:
+        raise made.last or TimeoutError(f"no answer within {seconds:g} s")
+
+
+def _crc32(body: bytes) -> str:
+    return f"{zlib.crc32(body):08x}"
+
+
+class _NoDeleteManyError(StoreError):
+    """This store does not know DeleteObjects."""
