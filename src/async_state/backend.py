@@ -42,8 +42,8 @@ def _honours_overrides(
 ) -> Callable[Concatenate[AsyncStateBackend, P], Coroutine[Any, Any, T]]:
     """Have a coroutine method call the synchronous method that a subclass overrides, in a thread.
 
-    Airflow documents the synchronous methods, so those are what a subclass overrides, to encrypt values say; and what it
-    overrides must count in every way of calling. Where it overrides the coroutine as well, that one counts.
+    Airflow documents the synchronous methods, so those are what a subclass overrides, to encrypt values say; and what
+    it overrides must count in every way of calling. Where it overrides the coroutine as well, that one counts.
     """
     name = coroutine.__name__
 
@@ -54,7 +54,7 @@ def _honours_overrides(
             return found
         return await coroutine(self, *args, **kwargs)
 
-    return method
+    return method  # type: ignore[return-value]
 
 
 class AsyncStateBackend(compat.StoreBackend):

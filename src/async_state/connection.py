@@ -85,7 +85,14 @@ class Connection:
 
 
 def _of(d: dict[str, str], conn_id: str) -> Connection:
-    return Connection(conn_id, d.get("aws_access_key_id"), d.get("aws_secret_access_key"), d.get("aws_session_token"), d.get("region_name"), d.get("endpoint_url"))
+    return Connection(
+        conn_id,
+        d.get("aws_access_key_id"),
+        d.get("aws_secret_access_key"),
+        d.get("aws_session_token"),
+        d.get("region_name"),
+        d.get("endpoint_url"),
+    )
 
 
 def get(conn_id: str) -> Connection:

@@ -54,8 +54,8 @@ class Objects:
         except TimeoutError:
             raise StoreTimeoutError(
                 f"no request to {self._settings.url} was sent within {self._settings.timeout:g} s, as "
-                f"{self._settings.max_concurrency} others were in flight all the time: check that the store answers, or "
-                "raise [async_state] max_concurrency or timeout"
+                f"{self._settings.max_concurrency} others were in flight all the time: check that the store "
+                "answers, or raise [async_state] max_concurrency or timeout"
             ) from None
         try:
             yield until

@@ -57,7 +57,8 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
         yield
     if scope.cancelled_caught:
         raise StoreTimeoutError(
-            f"could not {what} within {seconds:g} s: check that the store answers from this host, or raise [async_state] timeout"
+            f"could not {what} within {seconds:g} s: check that the store answers from this host, or raise "
+            "[async_state] timeout"
         )
 
 
@@ -65,8 +66,8 @@ def deadline(seconds: float, what: str) -> Iterator[None]:
 def without_collections() -> Iterator[None]:
     """Keep Python from looking for garbage in the block.
 
-    Importing a store's libraries and building a client make so many objects that Python looks through all that the process
-    holds, which in an Airflow process takes far longer than the rest, and stops every thread meanwhile.
+    Importing a store's libraries and building a client make so many objects that Python looks through all that the
+    process holds, which in an Airflow process takes far longer than the rest, and stops every thread meanwhile.
     """
     enabled = gc.isenabled()
     gc.disable()

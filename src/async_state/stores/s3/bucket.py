@@ -31,8 +31,7 @@ async def open_bucket(options: S3Options) -> AsyncIterator[Bucket]:
     """
     bucket = Bucket(options, new_session(options))
     try:
-        async with bucket.in_use():
-            await bucket.open()
+        await bucket.open()
         yield bucket
     finally:
         await bucket.retire()
@@ -99,14 +98,14 @@ class Bucket:
                 self._client = Client(client, self._options.bucket)
             return self._client
 
-    @asynccontextmanager
-    async def in_use(self) -> AsyncIterator[None]:
-        """Keep connections open for the block, whoever retires the bucket meanwhile."""
+    def enter(self) -> None:
+        """Keep connections open until `leave`, whoever retires the bucket meanwhile."""
         self._users += 1
-        try:
-            yield
-        finally:
-            self._users -= 1
+
+    async def leave(self) -> None:
+        """Take back one `enter`."""
+        self._users -= 1
+        if self.retired:
             await self._close_if_unused()
 
     async def retire(self) -> None:
@@ -115,7 +114,7 @@ class Bucket:
         await self._close_if_unused()
 
     async def _close_if_unused(self) -> None:
-        if self.retired and not self._users:
+        if not self._users:
             with anyio.CancelScope(shield=True):
                 await self._stack.aclose()
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from yarl import URL
+
 from async_state.stores.s3 import _botocore
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _BODY: Final = b'"body"'
 _CONTENT_TYPE: Final = "application/json"
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 #: Headers that only tell S3 about the client's own attempts, or that HTTP libraries add.
-_NOT_COMPARED: Final = frozenset({"amz-sdk-invocation-id", "amz-sdk-request", "content-length", "expect"})
+_NOT_COMPARED: Final = frozenset({"amz-sdk-invocation-id", "amz-sdk-request", "content-length", "expect", "host"})
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Endpoint:
     Attributes:
         object_url: what an object's encoded key is appended to.
         bucket_url: where requests about the bucket go.
+        host: of both, as HTTP's header has it.
         service: the service's name in a signature's scope.
         region: the region's name there.
         user_agent: the client's.
@@ -43,6 +46,7 @@ class Endpoint:
 
     object_url: str
     bucket_url: str
+    host: str
     service: str
     region: str
     user_agent: str
@@ -71,7 +75,7 @@ class Endpoint:
         return _botocore.signed_headers(
             method,
             url,
-            {**headers, "User-Agent": self.user_agent},
+            {"Host": self.host, **headers, "User-Agent": self.user_agent},
             body,
             credentials=credentials,
             service=self.service,
@@ -104,7 +108,9 @@ async def _resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredentia
             endpoint = _read_off(put, listing, client.meta.config)
             if endpoint is None or _is_proxied(put.url):
                 return None
-            headers = endpoint.signed("PUT", endpoint.of_object(_KEY), {"Content-Type": _CONTENT_TYPE}, _BODY, credentials)
+            headers = endpoint.signed(
+                "PUT", endpoint.of_object(_KEY), {"Content-Type": _CONTENT_TYPE}, _BODY, credentials
+            )
             theirs, ours = _compared(put.headers), _compared(headers)
             if theirs["x-amz-date"] == ours["x-amz-date"]:
                 break
@@ -129,6 +135,7 @@ def _read_off(put: Any, listing: Any, client_config: object) -> Endpoint | None:
     return Endpoint(
         object_url=put.url.removesuffix(quote(_KEY, safe="/~")),
         bucket_url=listing.url.partition("?")[0],
+        host=_host(put.url),
         service=scope[-2],
         region=scope[-3],
         user_agent=headers["user-agent"],
@@ -156,6 +163,11 @@ async def _composed(client: S3Client, call: Awaitable[object]) -> Any:
 def _compared(headers: Mapping[str, Any]) -> dict[str, str]:
     texts = {name.lower(): v.decode() if isinstance(v, bytes) else str(v) for name, v in headers.items()}
     return {name: value for name, value in texts.items() if name not in _NOT_COMPARED}
+
+
+def _host(url: str) -> str:
+    parts = URL(url, encoded=True)
+    return parts.host_subcomponent if parts.is_default_port() else f"{parts.host_subcomponent}:{parts.port}"
 
 
 def _is_proxied(url: str) -> bool:

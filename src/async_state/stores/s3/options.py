@@ -64,7 +64,9 @@ class S3Options:
             endpoint_url=settings.endpoint_url or connection.endpoint_url or None,
             region_name=settings.region_name or connection.region_name or None,
             connection=connection,
-            put_arguments=tuple((name, value) for option, name, _ in PUT_OPTIONS if (value := getattr(settings, option))),
+            put_arguments=tuple(
+                (name, value) for option, name, _ in PUT_OPTIONS if (value := getattr(settings, option))
+            ),
         )
 
     def url(self, name: str) -> str:

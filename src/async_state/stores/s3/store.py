@@ -156,9 +156,9 @@ class S3Store:
         async def send() -> T:
             nonlocal renewed
             bucket = await iothread.resource(self, partial(open_bucket, self._options))
+            bucket.enter()
             try:
-                async with bucket.in_use():
-                    return await _send(bucket, call)
+                return await _send(bucket, call)
             except Exception as e:
                 capped = 0 < self._options.max_attempts <= made.sent
                 if renewed or capped or not (is_of_credentials(e) or is_of_certificates(e)):
@@ -166,7 +166,9 @@ class S3Store:
                 # Both may have been replaced since this process read them.
                 renewed = True
                 await self._retire(bucket)
-                return await send()
+            finally:
+                await bucket.leave()
+            return await send()
 
         token = attempts.set(made)
         try:
