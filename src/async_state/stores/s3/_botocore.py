@@ -187,7 +187,8 @@ def signed_headers(
     from botocore.auth import S3SigV4Auth
 
     request = _Request(method, url, dict(headers), body, {"client_config": client_config})
-    S3SigV4Auth(credentials, service, region).add_auth(request)
+    signer: Any = S3SigV4Auth(credentials, service, region)
+    signer.add_auth(request)
     return request.headers
 
 
@@ -225,18 +226,20 @@ def tls_context(ca_bundle: str | None) -> ssl.SSLContext | None:
     Raises:
         OSError: the bundle can't be read; `ssl.SSLError` is one, too.
     """
-    context = file = None
+    context: object = None
+    file: Path | None = None
     with fast_path("botocore.httpsession.get_cert_path"):
         from botocore.httpsession import create_urllib3_context, get_cert_path
 
-        file = Path(get_cert_path(ca_bundle or True))
+        verify: Any = ca_bundle or True
+        file = Path(str(get_cert_path(verify)))
         context = create_urllib3_context()
-        context.check_hostname = True
-    if file is None or not isinstance(context, ssl.SSLContext):
+    if file is None or not isinstance(context, ssl.SSLContext):  # type: ignore[redundant-expr]
         return None
     status = file.stat()
     key = (str(file), status.st_ino, status.st_size, status.st_mtime_ns)
     if key not in _contexts:
+        context.check_hostname = True
         context.load_verify_locations(str(file))
         _contexts[key] = context
     return _contexts[key]

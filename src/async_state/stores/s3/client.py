@@ -113,7 +113,8 @@ async def open_client(options: S3Options, session: AioSession) -> AsyncIterator[
         events: Any = client.meta.events
         events.register_last("before-call.s3.PutObject", _ask_nothing_first)
         events.register_last("before-call.s3.DeleteObjects", _add_digest)
-        events.register_first("before-send.s3", count_attempt)
+        # Last, so that requests which `endpoint` takes before they are sent are not counted.
+        events.register_last("before-send.s3", count_attempt)
         for operation in _ANSWERS:
             events.register_first(f"after-call.s3.{operation}", _check_answer)
         yield client

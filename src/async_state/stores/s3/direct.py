@@ -1,13 +1,14 @@
 """One request of S3 as one signed HTTP exchange, past botocore's client.
 
-For each call the client resolves the endpoint, lets some thirty handlers change the request and parses the answer by its
-model: two thirds of the CPU time of a small put, for the same outcome each time.
+For each call the client resolves the endpoint, lets some thirty handlers change the request and parses the answer by
+its model: two thirds of the CPU time of a small put, for the same outcome each time.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -74,10 +75,8 @@ class Direct:
         _expect_nothing("PutObject", answer)
 
     async def delete(self, key: str) -> None:
-        headers = {"Content-Length": "0"}
-        _expect_nothing(
-            "DeleteObject", await self._send("DeleteObject", "DELETE", self.endpoint.of_object(key), headers)
-        )
+        url, headers = self.endpoint.of_object(key), {"Content-Length": "0"}
+        _expect_nothing("DeleteObject", await self._send("DeleteObject", "DELETE", url, headers))
 
     async def delete_many(self, keys: Sequence[str]) -> Sequence[Refusal]:
         body = documents.delete_document(keys)
@@ -115,7 +114,7 @@ class Direct:
         signed["Accept-Encoding"] = "identity"
         count_attempt()
         async with self.http.request(
-            method, URL(url, encoded=True), headers=signed, data=body or None, allow_redirects=False
+            method, URL(url, encoded=True), headers=signed, data=_payload(body), allow_redirects=False
         ) as response:
             check_size(response.content_length)
             return _Answer(response.status, response.headers, await response.read())
@@ -130,7 +129,7 @@ async def connections(options: S3Options, context: ssl.SSLContext | None) -> Asy
         context: what verifies certificates; ``None`` for an endpoint without TLS.
     """
     connector = aiohttp.TCPConnector(
-        limit=options.max_concurrency, keepalive_timeout=_KEEPALIVE_SECONDS, **({"ssl": context} if context else {})
+        limit=options.max_concurrency, keepalive_timeout=_KEEPALIVE_SECONDS, ssl=context or True
     )
     async with aiohttp.ClientSession(
         connector=connector,
@@ -143,6 +142,11 @@ async def connections(options: S3Options, context: ssl.SSLContext | None) -> Asy
     ) as http:
         _botocore.send_once(http)
         yield http
+
+
+def _payload(body: bytes) -> bytes | io.BytesIO | None:
+    # A large body is written in pieces, so that the loop serves others in between.
+    return io.BytesIO(body) if len(body) >= _OFFLOAD_BYTES else body or None
 
 
 def _expect_nothing(operation: str, answer: _Answer) -> None:

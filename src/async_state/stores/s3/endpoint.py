@@ -32,7 +32,7 @@ _NOT_COMPARED: Final = frozenset({"amz-sdk-invocation-id", "amz-sdk-request", "c
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a bucket's requests go and how they are signed. It has no connection and no credentials, so forks may have it.
+    """Where a bucket's requests go, and how they are signed: nothing that a forked process may not have.
 
     Attributes:
         object_url: what an object's encoded key is appended to.
@@ -90,40 +90,39 @@ async def resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredential
     That is so behind a proxy, with S3 Express or with signatures of another version; and, with a warning, where what
     would be sent directly differs from what the client composes.
     """
-    with _botocore.fast_path("botocore's event before-send"):
-        return await _resolve(client, bucket, credentials)
-    return None
-
-
-async def _resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredentials) -> Endpoint | None:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        listing = await _composed(client, client.list_objects_v2(Bucket=bucket, Prefix=_KEY))
-        # The signature has the second in which it is made.
-        for _ in range(3):
-            put = await _composed(
-                client, client.put_object(Bucket=bucket, Key=_KEY, Body=_BODY, ContentType=_CONTENT_TYPE)
-            )
-            endpoint = _read_off(put, listing, client.meta.config)
-            if endpoint is None or _is_proxied(put.url):
-                return None
-            headers = endpoint.signed(
-                "PUT", endpoint.of_object(_KEY), {"Content-Type": _CONTENT_TYPE}, _BODY, credentials
-            )
-            theirs, ours = _compared(put.headers), _compared(headers)
-            if theirs["x-amz-date"] == ours["x-amz-date"]:
-                break
-    # The operation that goes through the client tells what is wrong.
+        return await _resolve(client, bucket, credentials)
     except (BotoCoreError, ClientError, ValueError):
+        # The operation that goes through the client tells what is wrong.
         return None
-    different = {name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)}
-    if endpoint.of_object(_KEY) != put.url or endpoint.of_list(_KEY, None) != listing.url:
-        different.add("the URL")
-    if different:
-        _botocore.warn("way of composing requests", f"{', '.join(sorted(different))} would differ")
+    except Exception as e:  # whatever a new version of botocore does
+        _botocore.warn("way of composing requests", f"{type(e).__name__}: {e}")
         return None
-    return endpoint
+
+
+async def _resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredentials) -> Endpoint | None:
+    listing = await _composed(client, client.list_objects_v2(Bucket=bucket, Prefix=_KEY))
+    different: set[str] = set()
+    # The signature has the second in which it is made, which may be over before the other one is made.
+    for _ in range(3):
+        call = client.put_object(Bucket=bucket, Key=_KEY, Body=_BODY, ContentType=_CONTENT_TYPE)
+        put = await _composed(client, call)
+        endpoint = _read_off(put, listing, client.meta.config)
+        if endpoint is None or _is_proxied(put.url):
+            return None
+        url, given = endpoint.of_object(_KEY), {"Content-Type": _CONTENT_TYPE}
+        theirs, ours = _compared(put.headers), _compared(endpoint.signed("PUT", url, given, _BODY, credentials))
+        different = {name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)}
+        if url != put.url or endpoint.of_list(_KEY, None) != listing.url:
+            different.add("the URL")
+        if not different:
+            return endpoint
+        if "x-amz-date" not in different:
+            break
+    _botocore.warn("way of composing requests", f"{', '.join(sorted(different))} would differ")
+    return None
 
 
 def _read_off(put: Any, listing: Any, client_config: object) -> Endpoint | None:
@@ -167,7 +166,8 @@ def _compared(headers: Mapping[str, Any]) -> dict[str, str]:
 
 def _host(url: str) -> str:
     parts = URL(url, encoded=True)
-    return parts.host_subcomponent if parts.is_default_port() else f"{parts.host_subcomponent}:{parts.port}"
+    host = parts.host_subcomponent or ""
+    return host if parts.is_default_port() else f"{host}:{parts.port}"
 
 
 def _is_proxied(url: str) -> bool:

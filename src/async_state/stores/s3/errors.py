@@ -68,10 +68,11 @@ _PASSING: Final = _THROTTLED | {
 #: Requests that the store does not know; 501 and 405 stand for them where the answer has no code.
 _NOT_IMPLEMENTED: Final = frozenset({"NotImplemented", "MethodNotAllowed"})
 
-_OUTAGE: Final = (
-    "Nothing of this operation is lost but its own value: the next one to succeed replaces it. Airflow tries the task "
-    "again, and not this operation, so a job whose id could not be stored is submitted once more: look for it before "
-    "the retry, or raise [async_state] timeout above the length of such outages, or set outage_inline_threshold"
+_OUTAGE: Final = "Raise [async_state] timeout above the length of such outages"
+#: Airflow tries a failed task again, and not its failed operation.
+_OUTAGE_OF_A_PUT: Final = (
+    f"{_OUTAGE}, or set outage_inline_threshold: if this was the id of a job, the task's retry submits the job once "
+    "more, so look for the job before"
 )
 _RENEW: Final = "Renew or correct the credentials that this process uses, and check its clock"
 _CERTIFICATES: Final = (
@@ -103,6 +104,11 @@ def is_retryable(e: Exception) -> bool:
     )
 
 
+def is_timeout(e: Exception) -> bool:
+    """Tell whether the store did not answer in time."""
+    return isinstance(e, (asyncio.TimeoutError, TimeoutError, boto.ReadTimeoutError, boto.ConnectTimeoutError))
+
+
 def is_throttled(e: Exception) -> bool:
     """Tell whether the store asks to slow down."""
     return isinstance(e, S3Error) and (e.code in _THROTTLED or e.status == 429)
@@ -114,7 +120,7 @@ def retry_after(e: Exception) -> str:
 
 
 def is_of_region(e: Exception) -> bool:
-    """Tell whether the bucket is in another region than the request was sent to; botocore's client finds the right one."""
+    """Tell whether the bucket is in another region than the request went to; botocore's client finds the right one."""
     return isinstance(e, S3Error) and (e.code in _WRONG_REGION or 300 <= e.status < 400)
 
 
@@ -164,7 +170,7 @@ def map_exceptions(what: str, where: str, attempts: Attempts) -> Iterator[None]:
 
 def store_error(e: Exception, what: str, where: str, attempts: Attempts) -> StoreError:
     """Return the `StoreError` that tells of ``e``."""
-    kind, advice = _diagnosis(e)
+    kind, advice = _diagnosis(e, _OUTAGE_OF_A_PUT if what.startswith("put ") else _OUTAGE)
     return kind(f"could not {what} ({where}): {_reason(e, attempts)}. {advice}")
 
 
@@ -182,9 +188,9 @@ def _reason(e: Exception, attempts: Attempts) -> str:
     return f"{type(e).__name__}: {mask(str(e))}".rstrip(": .") + f" ({attempts})"
 
 
-def _diagnosis(e: Exception) -> tuple[type[StoreError], str]:  # noqa: PLR0911
+def _diagnosis(e: Exception, outage: str) -> tuple[type[StoreError], str]:
     if isinstance(e, S3Error):
-        return _of_credentials_service(e) or _of_answer(e)
+        return _of_credentials_service(e) or _of_answer(e, outage)
     if isinstance(e, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)):
         return StoreCredentialsError, (
             "Give this process AWS credentials (environment, profile, web identity or instance role), or name an "
@@ -196,13 +202,14 @@ def _diagnosis(e: Exception) -> tuple[type[StoreError], str]:  # noqa: PLR0911
         return StoreCredentialsError, _RENEW
     if is_of_certificates(e):
         return StoreUnavailableError, _CERTIFICATES
-    if isinstance(e, (asyncio.TimeoutError, TimeoutError, boto.ReadTimeoutError, boto.ConnectTimeoutError)):
-        return StoreTimeoutError, f"Check that the store answers from this host. {_OUTAGE}"
+    if is_timeout(e):
+        return StoreTimeoutError, f"Check that the store answers from this host. {outage}"
     if isinstance(e, boto.ParamValidationError):
         return StoreError, "Check the bucket in [async_state] url"
     if isinstance(e, (ClientError, OSError, boto.ConnectionError, boto.HTTPClientError, NotS3Error)):
         return StoreUnavailableError, (
-            f"Check that [async_state] endpoint_url and region_name are right and that this host reaches the store. {_OUTAGE}"
+            "Check that [async_state] endpoint_url and region_name are right and that this host reaches the store. "
+            + outage
         )
     return StoreError, (
         "Check [async_state] endpoint_url and region_name, and this process's AWS_* variables and AWS config file"
@@ -221,7 +228,7 @@ def _of_credentials_service(e: S3Error) -> tuple[type[StoreError], str] | None:
     )
 
 
-def _of_answer(e: S3Error) -> tuple[type[StoreError], str]:
+def _of_answer(e: S3Error, outage: str) -> tuple[type[StoreError], str]:
     if e.code == "NoSuchBucket":
         return StoreError, "Create the bucket, or correct [async_state] url"
     if e.code in _BAD_CREDENTIALS or e.code == "RequestTimeTooSkewed":
@@ -235,5 +242,5 @@ def _of_answer(e: S3Error) -> tuple[type[StoreError], str]:
     if is_of_region(e):
         return StoreError, "Set [async_state] region_name to the bucket's region"
     if is_retryable(e):
-        return StoreUnavailableError, f"The store is overloaded or fails. {_OUTAGE}"
+        return StoreUnavailableError, f"The store is overloaded or fails. {outage}"
     return StoreError, "Check [async_state] url, endpoint_url and the options for encryption"

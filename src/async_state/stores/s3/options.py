@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -40,7 +40,7 @@ class S3Options:
     max_concurrency: int = 24
     endpoint_url: str | None = None
     region_name: str | None = None
-    connection: Connection = Connection()
+    connection: Connection = field(default_factory=Connection)
     put_arguments: tuple[tuple[str, str], ...] = ()
 
     @classmethod

@@ -1,7 +1,7 @@
 """What one process prepares for those that are forked from it: modules, models, certificates, and the endpoint.
 
-Airflow runs each task in a process of its own, whose first operation would otherwise do all of this. Whatever belongs to
-one process alone is made there: threads, connections, clients and credentials.
+Airflow runs each task in a process of its own, whose first operation would otherwise do all of this. Whatever belongs
+to one process alone is made there: threads, connections, clients and credentials.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from async_state.stores.s3.endpoint import Endpoint
 from async_state.stores.s3.options import S3Options
 
 #: The signature of a parent's request, which is not sent.
-_NO_CREDENTIALS: Final = Connection(access_key_id="prefork", secret_access_key="prefork")
+_NO_CREDENTIALS: Final = Connection(access_key_id="prefork", secret_access_key="prefork")  # noqa: S106
 
 #: Endpoints by the options and the environment that they were resolved for.
 _endpoints: dict[tuple[S3Options, int], Endpoint | None] = {}

@@ -1,8 +1,8 @@
 """The one retry loop of S3: an operation is tried until its time is over.
 
 Airflow tries a *task* again, not an operation, and a task that could not store the id of its job submits the job once
-more (CONTRACTS 31). So no number of failures ends an operation unless the user asks for that, and no failure of the past
-shortens the next operation, as botocore's standard mode would have it.
+more. So no number of failures ends an operation unless the user asks for that, and no failure of the past shortens the
+next operation, as botocore's standard mode would have it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from async_state.stores.s3.operations import Attempts
 
 T = TypeVar("T")
 
-#: Seconds that the first pause takes at most, after an error and after a request to slow down; each further one may take
-#: twice as long as the one before, up to the longest.
+#: Seconds that the first pause takes at most, after an error and after a request to slow down; each further one may
+#: take twice as long as the one before, up to the longest.
 FIRST_PAUSE: Final = 0.1
 FIRST_THROTTLED_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 5.0
@@ -60,8 +60,8 @@ def pause(error: Exception, failures: int, remaining: float) -> float:
     """Return how many seconds to wait after ``error``, which ``failures`` others came before.
 
     The pause is drawn at random between (nearly) nothing and a bound that doubles each time ("full jitter"), so that
-    many processes do not come back at once. Where the store says when to come back (``Retry-After``), that is added. The
-    pause always ends before ``remaining`` seconds are over, so that one more request is sent.
+    many processes do not come back at once. Where the store says when to come back (``Retry-After``), that is added.
+    The pause always ends before ``remaining`` seconds are over, so that one more request is sent.
     """
     throttled = is_throttled(error)
     bound = (FIRST_THROTTLED_PAUSE if throttled else FIRST_PAUSE) * 2.0 ** min(failures, 16)

@@ -20,6 +20,7 @@ from async_state.stores.s3.errors import (
     is_of_credentials,
     is_of_region,
     is_retryable,
+    is_timeout,
     map_exceptions,
     store_error,
 )
@@ -208,7 +209,9 @@ def _deadline(seconds: float, made: Attempts) -> Iterator[float]:
     with anyio.move_on_after(seconds) as scope:
         yield scope.deadline
     if scope.cancelled_caught:
-        raise made.last or TimeoutError(f"no answer within {seconds:g} s")
+        if made.last is None or is_timeout(made.last):
+            raise TimeoutError(f"no answer within {round(seconds, 2):g} s")
+        raise made.last
 
 
 def _crc32(body: bytes) -> str:
