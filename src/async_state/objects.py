@@ -13,6 +13,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import anyio.to_thread
 
 from async_state import codec, connection, iothread, purge
+from async_state.connection import Connection
 from async_state.errors import CorruptObjectError
 from async_state.settings import Settings
 from async_state.stores import Store, open_store
@@ -32,7 +33,7 @@ class Objects:
         self._slots = iothread.Slots(settings.max_concurrency)
         self._stores: dict[str, Store] = {}
         # Without a connection to look up, there is nothing to wait for.
-        self._credentials: dict[str, str] | None = None if settings.aws_conn_id else {}
+        self._connection: Connection | None = None if settings.aws_conn_id else Connection()
 
     def turn(self) -> asyncio.Semaphore:
         """Return what waits for one of ``max_concurrency`` turns on this loop, and holds it, in ``async with``.
@@ -77,15 +78,14 @@ class Objects:
         """Look up ``aws_conn_id``, once, on this thread.
 
         Raises:
-            ConfigurationError: see `connection.get_credentials`.
+            ConfigurationError: see `connection.get`.
         """
-        if self._credentials is None and self._settings.aws_conn_id:
-            self._credentials = connection.get_credentials(self._settings.aws_conn_id)
+        if self._connection is None and self._settings.aws_conn_id:
+            self._connection = connection.get(self._settings.aws_conn_id)
 
-    async def _connect(self) -> dict[str, str]:
-        if self._credentials is None and self._settings.aws_conn_id:
-            self._credentials = await connection.aget_credentials(self._settings.aws_conn_id)
-        return self._credentials or {}
+    async def _connect(self) -> None:
+        if self._connection is None and self._settings.aws_conn_id:
+            self._connection = await connection.aget(self._settings.aws_conn_id)
 
     async def _io(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
         await self._connect()
@@ -94,7 +94,7 @@ class Objects:
     def _store(self, base: str) -> Store:
         store = self._stores.get(base)
         if store is None:
-            store = self._stores[base] = open_store(base, self._settings, self._credentials or {})
+            store = self._stores[base] = open_store(base, self._settings, self._connection or Connection())
         return store
 
     async def _read(self, base: str, name: str) -> str | None:
