@@ -10,13 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 from airflow.sdk.configuration import conf
+from airflow.sdk.state import TaskScope
 
-from async_state import AsyncStateBackend, Settings
+from async_state import AsyncStateBackend, Settings, keys
 from async_state.errors import ConfigurationError
-from async_state.settings import default_url
+from async_state.settings import default_url, options
 
 BUCKET = "s3://bucket/prefix"
 
@@ -33,6 +36,8 @@ def test_every_option_is_read_from_the_environment(monkeypatch: pytest.MonkeyPat
         "max_concurrency": "8",
         "timeout": "2.5",
         "max_attempts": "2",
+        "owner": "prod",
+        "outage_inline_threshold": "4096",
         "compression": "gzip",
         "compression_threshold": "10",
         "inline_threshold": "64",
@@ -51,6 +56,8 @@ def test_every_option_is_read_from_the_environment(monkeypatch: pytest.MonkeyPat
         max_concurrency=8,
         timeout=2.5,
         max_attempts=2,
+        owner="prod",
+        outage_inline_threshold=4096,
         compression="gzip",
         compression_threshold=10,
         inline_threshold=64,
@@ -69,7 +76,8 @@ def test_what_is_unset_or_empty_has_its_default(monkeypatch: pytest.MonkeyPatch)
     settings = from_environment(monkeypatch, url="", timeout=" ", region_name="")
     assert settings == Settings()
     assert settings.url == f"file://{os.environ['AIRFLOW_HOME']}/async_state"
-    assert (settings.timeout, settings.max_attempts, settings.compression) == (20, 4, "none")
+    assert (settings.timeout, settings.max_attempts, settings.compression) == (20, 0, "none")
+    assert (settings.owner, settings.outage_inline_threshold) == ("", 0)
     assert (settings.inline_threshold, settings.on_missing, settings.trusted_urls) == (0, "none", ())
     assert settings.region_name is None
     assert 16 <= settings.max_concurrency <= 32
@@ -84,7 +92,8 @@ def test_what_is_unset_or_empty_has_its_default(monkeypatch: pytest.MonkeyPatch)
         ("url", "s3:///prefix", "name a bucket"),
         ("url", "s3://UPPER CASE/x", "name a bucket"),
         ("url", "s3://bucket/a/../b", r"not '\.\.'"),
-        ("url", "s3://bucket/a//b", "not ''"),
+        ("url", "s3://bucket/a//b", "two slashes"),
+        ("url", "s3://bucket//a", "two slashes"),
         ("url", "s3://bucket/a%2Fb", "may hold"),
         ("url", "s3://bucket/" + "x" * 400, "1,024"),
         ("url", "s3://bucket/a?versionId=1", "query"),
@@ -99,12 +108,24 @@ def test_what_is_unset_or_empty_has_its_default(monkeypatch: pytest.MonkeyPatch)
         ("timeout", "nan", "above 0"),
         ("timeout", "inf", "above 0"),
         ("timeout", "-1", "above 0"),
-        ("max_attempts", "0", "at least 1"),
+        ("max_attempts", "-1", "at least 0"),
+        ("outage_inline_threshold", "-1", "at least 0"),
+        ("owner", "two words", "without spaces"),
         ("compression", "lzma", "none, gzip, zstd"),
         ("compression_threshold", "-1", "at least 0"),
         ("inline_threshold", "-1", "at least 0"),
         ("on_missing", "default", "none, raise"),
         ("endpoint_url", "localhost:9000", "http://"),
+        ("endpoint_url", "https://s3.example.com?a=b", "http://"),
+        ("endpoint_url", "https://s3.example.com/#a", "http://"),
+        ("endpoint_url", "http://my_minio:9000", "http://"),
+        ("endpoint_url", "https://admin:80/ss@host", "credentials"),
+        ("region_name", "eu central", "eu-central-1"),
+        ("region_name", "eu-central-1.", "eu-central-1"),
+        ("region_name", "https://eu", "eu-central-1"),
+        ("region_name", "1", "eu-central-1"),
+        ("region_name", "x" * 64, "eu-central-1"),
+        ("aws_conn_id", "aws default", "without spaces"),
         ("server_side_encryption", "rot13", "AES256"),
         ("sse_kms_key_id", "alias/x", "server_side_encryption"),
         ("patch_accessors", "maybe", "True or False"),
@@ -120,10 +141,203 @@ def test_contract_25_a_bad_option_fails_in_the_constructor_with_its_full_name(
     assert isinstance(caught.value, ValueError)
 
 
-def test_a_password_in_a_url_is_not_repeated() -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        Settings(url="ftp://user:hunter2@host/x")
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("url", "ftp://user:hunter2@host/x"),
+        ("url", "s3://KEY:hunter2/WITH/SLASH@bucket"),
+        ("url", "s3://KEY:hunter2?a@bucket"),
+        ("url", "s3://KEY:hunter2 a@bucket"),
+        ("url", "s3://bucket/a?X-Amz-Signature=hunter2"),
+        ("url", "s3://[hunter2@bucket"),
+        ("url", "KEY:hunter2@bucket"),
+        ("trusted_urls", "s3://ok/a,s3://KEY:hunter2/b,c@bucket"),
+        ("trusted_urls", "s3://KEY:a hunter2@bucket"),
+        ("endpoint_url", "https://admin:hunter2/ss@host"),
+        ("endpoint_url", "https://admin:80/hunter2@host"),
+        ("endpoint_url", "https://admin:hunter2 a@host"),
+        ("endpoint_url", "admin:hunter2@host"),
+        ("endpoint_url", "https://host/?token=hunter2"),
+        ("region_name", "https://admin:hunter2@host"),
+    ],
+)
+def test_a_secret_in_a_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch, option: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"\[async_state\] {option}: ") as caught:
+        from_environment(monkeypatch, **{option: value})
     assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_the_longest_prefix_fits_and_a_longer_one_does_not() -> None:
+    longest = TaskScope(dag_id="d" * 250, run_id="r" * 250, task_id="t" * 250, map_index=2**31 - 1)
+    name = keys.object_name(longest, "k" * 512, keys.Plane.WORKER)
+    region = len("@00000000-0000-0000-0000-000000000001")  # of task-sdk 1.4
+    prefix = "p" * (1024 - len(name) - region - 1)
+    assert Settings(url=f"s3://bucket/{prefix}").url.endswith(prefix)
+    with pytest.raises(ConfigurationError, match="1,024 bytes"):
+        Settings(url=f"s3://bucket/{prefix}p")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"url": 5}, r"\[async_state\] url: must be text, not int"),
+        ({"timeout": "20"}, r"\[async_state\] timeout: must be a number, not str"),
+        ({"max_concurrency": True}, r"\[async_state\] max_concurrency: must be an integer, not bool"),
+        ({"patch_accessors": "yes"}, r"\[async_state\] patch_accessors: must be True or False, not str"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_named(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        Settings(**options)
+
+
+@pytest.mark.parametrize(
+    ("home", "expected"),
+    [
+        ("/srv/air#flow", "/srv/air#flow"),
+        ("/srv/air?flow", "/srv/air?flow"),
+        ("/srv/air%20flow", "/srv/air%20flow"),
+        ("/srv/air flow", "/srv/air flow"),
+        ("/srv/@,airflow", "/srv/@,airflow"),
+        ("/srv/\u00e9", "/srv/\u00e9"),
+        ("relative/home", "{cwd}/relative/home"),
+        ("~/airflow", "{home}/airflow"),
+        ("$PLACE/airflow", "/srv/place/airflow"),
+        ("$NESTED/airflow", "{home}/x/airflow"),
+        (None, "{home}/airflow"),
+    ],
+)
+def test_the_default_is_the_directory_in_airflow_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: str | None, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("PLACE", "/srv/place")
+    monkeypatch.setenv("NESTED", "~/x")
+    monkeypatch.delenv("AIRFLOW_HOME")
+    if home is not None:
+        monkeypatch.setenv("AIRFLOW_HOME", home)
+    settings = Settings.from_conf(conf)
+    path = url2pathname(urlsplit(settings.url).path)
+    assert path == expected.format(cwd=tmp_path, home="/home/someone") + "/async_state"
+    assert settings == Settings(trusted_urls=()) == Settings(url=settings.url)
+    assert Settings(trusted_urls=(settings.url,)).bases == (settings.url, settings.url)
+
+
+def test_a_user_without_a_home_has_a_default_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As Airflow, which then takes ``~`` for a directory's name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("AIRFLOW_HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 987654)
+    assert Settings().url == (tmp_path / "~" / "airflow" / "async_state").as_uri()
+
+
+@pytest.mark.parametrize(
+    ("variable", "option", "nearest"),
+    [
+        ("AIRFLOW__ASYNC_STATE__ENDPOINT", "endpoint", "endpoint_url"),
+        ("AIRFLOW__ASYNC_STATE__TIMEOUTS", "timeouts", "timeout"),
+        ("AIRFLOW__ASYNC_STATE__REGION", "region", "region_name"),
+        ("AIRFLOW__ASYNC_STATE__url", "url", "AIRFLOW__ASYNC_STATE__URL"),
+        ("AIRFLOW__ASYNC_STATE_URL", "url", "AIRFLOW__ASYNC_STATE__URL"),
+        ("AIRFLOW__ASYNC_STATE___URL", "url", "AIRFLOW__ASYNC_STATE__URL"),
+    ],
+)
+def test_a_misspelt_variable_is_named_with_the_nearest_option(
+    monkeypatch: pytest.MonkeyPatch, variable: str, option: str, nearest: str
+) -> None:
+    monkeypatch.setenv(variable, "http://secret.example.com")
+    with pytest.raises(ConfigurationError, match=rf"\[async_state\] {option}: .*{nearest}.*{variable}") as caught:
+        AsyncStateBackend()
+    assert "secret" not in str(caught.value)
+
+
+def test_every_unknown_option_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__ASYNC_STATE__ENDPOINT", "x")
+    monkeypatch.setenv("AIRFLOW__ASYNC_STATE__XYZZY", "x")
+    with pytest.raises(ConfigurationError) as caught:
+        AsyncStateBackend()
+    endpoint, other = str(caught.value).split("; [")
+    assert "did you mean endpoint_url" in endpoint
+    assert other == "async_state] xyzzy: there is no such option; remove it (found AIRFLOW__ASYNC_STATE__XYZZY)"
+
+
+@pytest.mark.parametrize("suffix", ["_CMD", "_SECRET"])
+def test_a_form_that_airflow_does_not_read_is_refused(monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """Airflow runs commands and asks secrets backends for options that are marked sensitive; here, none is."""
+    monkeypatch.setenv(f"AIRFLOW__ASYNC_STATE__URL{suffix}", "echo s3://bucket/prefix")
+    assert conf.get("async_state", "url", fallback=None) in (None, "")
+    with pytest.raises(ConfigurationError, match=r"\[async_state\] url_(cmd|secret): .*set url itself"):
+        AsyncStateBackend()
+
+
+def test_variables_of_other_sections_are_nobodys_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__ASYNC_STATE_OF_OTHERS__URL", "x")
+    monkeypatch.setenv("AIRFLOW__ASYNC_STATES__URL", "x")
+    monkeypatch.setenv("AIRFLOW__TEAM_A___ASYNC_STATE__URL", "x")
+    assert Settings.from_conf(conf) == Settings()
+
+
+def read(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Read ``text`` as the ``airflow.cfg`` of a component that starts."""
+    from airflow.sdk.configuration import initialize_config
+
+    (tmp_path / "airflow.cfg").write_text(text)
+    monkeypatch.setenv("AIRFLOW_CONFIG", str(tmp_path / "airflow.cfg"))
+    return Settings.from_conf(initialize_config())
+
+
+def test_a_misspelt_option_in_the_file_is_named_with_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    right = "[DEFAULT]\nother = 1\n[async_state]\nurl = s3://bucket/prefix\n[other]\nendpoint = x\n"
+    assert read(tmp_path, right, monkeypatch).url == BUCKET
+    for wrong, nearest in ("endpoint", "endpoint_url"), ("URL", "url"), ("url_cmd", "set url itself"):
+        with pytest.raises(ConfigurationError, match=rf"\[async_state\] {wrong.lower()}: .*{nearest}.*airflow.cfg"):
+            read(tmp_path, f"[async_state]\n{wrong} = x\n", monkeypatch)
+
+
+def test_a_lone_percent_in_the_file_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"\[async_state\] url: .*%%"):
+        read(tmp_path, "[async_state]\nurl = file:///a%20b\n", monkeypatch)
+    assert read(tmp_path, "[async_state]\nurl = file:///a%%20b\n", monkeypatch).url == "file:///a%20b"
+
+
+def test_a_configuration_that_can_not_list_its_options_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.from_conf(FixedConf({"url": BUCKET})).url == BUCKET
+    monkeypatch.setenv("AIRFLOW__ASYNC_STATE__ENDPOINT", "x")
+    with pytest.raises(ConfigurationError, match="endpoint_url"):
+        Settings.from_conf(FixedConf({"url": BUCKET}))
+
+
+def test_the_default_url_is_frozen_in_no_file(tmp_path: Path) -> None:
+    """A generated ``airflow.cfg``, moved with its ``AIRFLOW_HOME``, leads to the new home."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    airflow("config", "get-value", "core", "executor", AIRFLOW_HOME=str(old))
+    old.rename(new)
+    generated = (new / "airflow.cfg").read_text()
+    assert "[async_state]" in generated
+    assert f"{old}/async_state" not in generated
+    program = "from airflow.sdk.configuration import conf; from async_state import Settings; "
+    shown = subprocess.run(
+        [sys.executable, "-c", program + "print(Settings.from_conf(conf).url)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "AIRFLOW_HOME": str(new)},
+    ).stdout
+    assert shown.strip() == (new / "async_state").as_uri()
+
+
+def test_the_options_are_walked_from_the_fields() -> None:
+    assert [option.name for option in options()] == [field.name for field in dataclasses.fields(Settings)]
+    types = {option.name: option.type for option in options()}
+    assert (types["timeout"], types["max_attempts"], types["patch_accessors"]) == ("float", "integer", "boolean")
+    assert {types["url"], types["trusted_urls"], types["region_name"]} == {"string"}
+    assert all(option.description.endswith(".") for option in options())
 
 
 def test_zstd_without_the_extra(tmp_path: Path) -> None:
@@ -170,14 +384,14 @@ def airflow(*arguments: str, **environment: str) -> str:
 
 def test_airflow_config_list_shows_every_option_with_default_and_description() -> None:
     shown = airflow("config", "list", "--section", "async_state", "--show-values", "--include-descriptions")
-    options = dict(re.findall(r"^([a-z0-9_]+) = (.*)$", shown, re.MULTILINE))
-    assert options.keys() == {option.name for option in dataclasses.fields(Settings)}
-    assert options["url"] == default_url()
+    listed = dict(re.findall(r"^([a-z0-9_]+) = (.*)$", shown, re.MULTILINE))
+    assert listed.keys() == {option.name for option in dataclasses.fields(Settings)}
+    assert listed["url"] == ""
     for option in dataclasses.fields(Settings):
         first_words = " ".join(option.metadata["description"].split()[:3])
         assert first_words in shown
     # What Airflow shows as defaults are the defaults.
-    assert Settings.from_conf(FixedConf(options)) == Settings()
+    assert Settings.from_conf(FixedConf(listed)) == Settings()
 
 
 class FixedConf:

@@ -20,7 +20,8 @@ from async_state.errors import (
 )
 from async_state.keys import Side
 from async_state.objects import Objects, naming
-from async_state.settings import Settings, default_url
+from async_state.settings import Settings
+from async_state.urls import default_url
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -1,14 +1,14 @@
-"""Entry point ``apache_airflow_provider``: makes the options appear in ``airflow config list``."""
+"""Entry point ``apache_airflow_provider``, by which Airflow knows the options and lists them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from async_state.settings import SECTION, option_type, options
+from async_state.settings import SECTION, options
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return what Airflow's providers manager asks of a provider."""
+    """Return the metadata that Airflow's providers manager reads."""
     return {
         "package-name": "airflow-async-state",
         "name": "Async State",
@@ -17,14 +17,14 @@ def get_provider_info() -> dict[str, Any]:
             SECTION: {
                 "description": "The state-store backend async_state.AsyncStateBackend.",
                 "options": {
-                    name: {
-                        "description": description,
+                    option.name: {
+                        "description": option.description,
                         "version_added": "0.1.0",
-                        "type": option_type(name),
-                        "example": example,
-                        "default": default,
+                        "type": option.type,
+                        "example": option.example,
+                        "default": option.default,
                     }
-                    for name, default, description, example in options()
+                    for option in options()
                 },
             }
         },

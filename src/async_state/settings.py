@@ -1,155 +1,218 @@
-"""The options of ``[async_state]``: one frozen dataclass, a field per option with its documentation.
+"""The options of ``[async_state]``: one frozen dataclass, with one field for each option.
 
-The provider info (``airflow config list``) and the table in the README are made from these fields.
+A field holds all that there is to say of its option: type, default, description, example and check. The provider info
+(``airflow config list``) and the table in the README are made from the fields.
 """
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from typing import Any, Final, NamedTuple, TypeVar
 
-from async_state import codec
+from async_state import codec, urls
 from async_state.errors import ConfigurationError
-from async_state.keys import MAX_NAME_BYTES, MAX_OBJECT_KEY_BYTES
+from async_state.urls import default_url as default_url
+
+T = TypeVar("T")
 
 SECTION: Final = "async_state"
-SCHEMES: Final = ("s3", "file", "memory")
-COMPRESSIONS: Final = ("none", "gzip", "zstd")
-ON_MISSING: Final = ("none", "raise")
-ENCRYPTIONS: Final = ("AES256", "aws:kms", "aws:kms:dsse")
-
-_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-_PREFIX: Final = re.compile(r"[A-Za-z0-9!_.*'()=:@-]+")
+_VARIABLE: Final = "AIRFLOW__ASYNC_STATE__"
 
 
-def default_url() -> str:
-    """Return the embedded default: a directory in ``$AIRFLOW_HOME``."""
-    home = Path(os.path.expandvars(os.environ.get("AIRFLOW_HOME", "~/airflow"))).expanduser()
-    return f"file://{home}/async_state"
+def _option(
+    default: T | Callable[[], T],
+    description: str,
+    *,
+    check: Callable[[Any], T] | None = None,
+    example: str | None = None,
+) -> T:
+    """Return the field of an option.
 
-
-def _option(default: Any, description: str, example: str | None = None, *, shown: str | None = None) -> Any:
-    metadata = {"description": description, "example": example, "shown": shown}
+    Args:
+        default: the default, or a function that returns it.
+        description: what the option means, for the person who sets it.
+        check: returns the value to use, or raises a ``ValueError`` that says what the value must be. It is called
+            with values of the field's type only, and not with ``None``.
+        example: a value as it would stand in ``airflow.cfg``.
+    """
+    metadata = {"description": description, "check": check, "example": example}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
+def _at_least(least: int) -> Callable[[int], int]:
+    def check(value: int) -> int:
+        if value < least:
+            raise ValueError(f"must be an integer, at least {least}, not {value!r}")
+        return value
+
+    return check
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}, not {value!r}")
+        return value
+
+    return check
+
+
+def _seconds(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"must be a number of seconds above 0, not {value!r}")
+    return value
+
+
+def _compression(value: str) -> str:
+    _one_of("none", "gzip", "zstd")(value)
+    if value == "zstd" and not codec.zstd_available():
+        raise ValueError("zstd needs the extra: pip install 'airflow-async-state[zstd]', or use gzip")
+    return value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[!-~]+", value):
+        raise ValueError(f"must be printable ASCII characters without spaces, not {value!r}")
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What ``[async_state]`` says.
+    """The options of ``[async_state]``.
 
-    Each field is an option of the same name, ``AIRFLOW__ASYNC_STATE__<NAME>`` in the environment; its documentation is
-    in its metadata. An option that is ``None`` is left to botocore's own chain.
+    Each field is the option of the same name, ``AIRFLOW__ASYNC_STATE__<NAME>`` in the environment. Its metadata has
+    its description. An option that is ``None`` is left to botocore's own chain.
 
     Raises:
-        ConfigurationError: an option can't be used; the message has its full name.
+        ConfigurationError: An option can't be used. The message has its full name.
     """
 
     url: str = _option(
         default_url,
-        "Where state is kept: s3://bucket/prefix in production. file:///path is a directory of this machine, and "
-        "memory://name a dict of one process, for tests.",
-        "s3://my-bucket/airflow-state",
-        shown="file://{AIRFLOW_HOME}/async_state",
+        "The base URL below which state is kept: s3://bucket/prefix in production; file:///path, a directory of this "
+        "machine; or memory://name, the memory of one process, for tests. Empty: the directory async_state in "
+        "AIRFLOW_HOME.",
+        check=urls.check_base,
+        example="s3://my-bucket/airflow-state",
+    )
+    owner: str = _option(
+        "",
+        "The name of the deployment that owns url, such as prod. Two deployments on one prefix read and clear each "
+        "other's state. With a name, a component writes it below url when it starts; where it finds the name of "
+        "another deployment there, it logs an error with both names: give each deployment a url of its own. Empty: "
+        "the deployment does not claim the prefix.",
+        check=lambda value: _name(value) if value else value,
+        example="prod",
     )
     max_concurrency: int = _option(
         24,  # measured by bench/concurrency.py: more gives little throughput, and longer gaps in the caller's loop
-        "Requests in flight at once from one event loop, and connections that a process keeps to the store.",
+        "How many operations of a process may run at once, and how many connections it keeps to the store.",
+        check=_at_least(1),
     )
     timeout: float = _option(
         20.0,
-        "Seconds that an operation may take in all, retries included; for a clear, each page listed and each batch "
-        "deleted. Keep it below 30, after which Airflow takes a triggerer whose loop stands still for dead.",
+        "Seconds that an operation may take in all: waiting for its slot (max_concurrency), every attempt and every "
+        "pause between them. A clear has this time for each page that it lists and each batch that it deletes. During "
+        "an outage of the store an operation is tried until then, and then fails its task or trigger: raise the "
+        "option, for example to 90, where a lost job id costs more than waiting. An operation that waits does not "
+        "stop a task's heartbeat, which the supervisor's process sends, nor the event loop of a triggerer, which "
+        "Airflow takes for dead when it stands still for 30 seconds.",
+        check=_seconds,
     )
     max_attempts: int = _option(
         0,
-        "How often a request is tried, the first time included (botocore's standard retry mode).",
+        "The most requests that an operation sends for one object, page or batch, as counted at the server. 0 = no "
+        "limit: an operation is tried until its timeout.",
+        check=_at_least(0),
+    )
+    outage_inline_threshold: int = _option(
+        0,
+        "Where the store still fails when timeout ends, a value of at most this many bytes of JSON is kept in "
+        "Airflow's database instead, and a warning is logged. get reads it there; the next set that succeeds moves it "
+        "to the store. 0 = never: set fails.",
+        check=_at_least(0),
+        example="4096",
     )
     compression: str = _option(
         "none",
-        "How values are compressed before they are stored: none, gzip or zstd (which needs the extra zstd). Values "
-        "stored under another setting stay readable.",
-        "gzip",
+        "How values are compressed before they are stored: none, gzip or zstd, which needs the extra zstd. Values "
+        "that were stored under another setting stay readable.",
+        check=_compression,
+        example="gzip",
     )
     compression_threshold: int = _option(
         1024,
-        "Bytes of JSON from which on a value is compressed.",
+        "Values of at least this many bytes of JSON are compressed.",
+        check=_at_least(0),
     )
     inline_threshold: int = _option(
         0,
-        "Bytes of JSON up to which a value stays in Airflow's database instead of the store. 0 = never.",
-        "64",
+        "Values of at most this many bytes of JSON stay in Airflow's database instead of going to the store. 0 = none.",
+        check=_at_least(0),
+        example="64",
     )
-    outage_inline_threshold: int = _option(0, "TEMP")
     on_missing: str = _option(
         "none",
-        "What reading a reference gives whose object is gone: none (the value None, and a warning) or raise. After "
-        "clear_on_success, a retry may read such references.",
+        "What reading a reference does when its object is gone: none returns None and logs a warning, raise raises an "
+        "error. After clear_on_success, a retry may read such references.",
+        check=_one_of("none", "raise"),
     )
     trusted_urls: tuple[str, ...] = _option(
         (),
-        "Earlier values of url, comma-separated, whose references may still be read and purged.",
-        "s3://old-bucket/state,file:///var/lib/airflow/async_state",
-        shown="",
+        "Earlier values of url, separated by commas. References below them can still be read and purged.",
+        check=urls.check_bases,
+        example="s3://old-bucket/state,file:///var/lib/airflow/async_state",
     )
     endpoint_url: str | None = _option(
         None,
-        "The store's address, where it is not AWS.",
-        "https://minio.example.com:9000",
+        "The URL of the store, where it is not AWS.",
+        check=urls.check_endpoint,
+        example="https://minio.example.com:9000",
     )
     region_name: str | None = _option(
         None,
-        "The bucket's AWS region.",
-        "eu-central-1",
+        "The AWS region of the bucket.",
+        check=urls.check_region,
+        example="eu-central-1",
     )
     aws_conn_id: str | None = _option(
         None,
-        "An Airflow connection of type aws to take credentials from. Empty: botocore's own chain, whose credentials "
-        "never pass through the API server.",
-        "aws_default",
+        "The Airflow connection, of type aws, that holds the credentials. Empty: botocore's own chain finds them, and "
+        "they never pass through the API server.",
+        check=_name,
+        example="aws_default",
     )
     server_side_encryption: str | None = _option(
         None,
-        "S3 encryption of stored objects: AES256, aws:kms or aws:kms:dsse. Empty: what the bucket does.",
-        "aws:kms",
+        "How S3 encrypts stored objects: AES256, aws:kms or aws:kms:dsse. Empty: as the bucket is configured.",
+        check=_one_of("AES256", "aws:kms", "aws:kms:dsse"),
+        example="aws:kms",
     )
     sse_kms_key_id: str | None = _option(
         None,
         "The KMS key for aws:kms and aws:kms:dsse.",
-        "alias/airflow-state",
+        check=_name,
+        example="alias/airflow-state",
     )
-
     patch_accessors: bool = _option(
         True,
-        "Let aget and aset of Airflow's accessors await this backend where the SDK, up to 1.4, calls it on the event "
-        "loop; and give task-sdk 1.3's task accessor the aget, aset, adelete and aclear that it lacks.",
+        "Whether the plugin replaces aget and aset of Airflow's accessors where the SDK, up to 1.4, calls a backend on "
+        "the event loop, and adds the aget, aset, adelete and aclear that the task accessor of task-sdk 1.3 lacks. "
+        "With False, some calls stop their event loop for up to timeout, which must then be below 30.",
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "url", _checked_url("url", self.url))
-        trusted = tuple(_checked_url("trusted_urls", url) for url in self.trusted_urls)
-        object.__setattr__(self, "trusted_urls", trusted)
-        _check_integer("max_concurrency", self.max_concurrency, 1)
-        _check_seconds("timeout", self.timeout)
-        _check_integer("max_attempts", self.max_attempts, 0)
-        _check_integer("compression_threshold", self.compression_threshold, 0)
-        _check_integer("inline_threshold", self.inline_threshold, 0)
-        _check_choice("compression", self.compression, COMPRESSIONS)
-        _check_choice("on_missing", self.on_missing, ON_MISSING)
-        if self.compression == "zstd" and not codec.zstd_available():
-            raise _bad("compression", "zstd needs the extra: pip install 'airflow-async-state[zstd]', or use gzip")
-        if self.endpoint_url:
-            _check_endpoint(self.endpoint_url)
-        if self.server_side_encryption:
-            _check_choice("server_side_encryption", self.server_side_encryption, ENCRYPTIONS)
+        for option in dataclasses.fields(self):
+            value = _checked(option, getattr(self, option.name))
+            object.__setattr__(self, option.name, value)
         if self.sse_kms_key_id and not str(self.server_side_encryption).startswith("aws:kms"):
             raise _bad("sse_kms_key_id", f"needs [{SECTION}] server_side_encryption = aws:kms (or aws:kms:dsse)")
 
@@ -162,126 +225,141 @@ class Settings:
     def from_conf(cls, conf: Any) -> Settings:
         """Read the options from an Airflow configuration.
 
-        Parameters:
-            conf: Airflow's ``conf``: anything with its ``get(section, option, fallback=...)``. An option that is
+        Args:
+            conf: Airflow's ``conf``, or anything with its ``get(section, option, fallback=...)``. An option that is
                 missing or empty has its default.
 
+        Returns:
+            The settings.
+
         Raises:
-            ConfigurationError: an option can't be used; the message has its full name.
+            ConfigurationError: An option can't be used, or there is no such option. The message has its full name.
         """
+        _refuse_unknown(conf)
         given = {}
         for option in dataclasses.fields(cls):
-            text = (conf.get(SECTION, option.name, fallback=None) or "").strip()
+            try:
+                text = (conf.get(SECTION, option.name, fallback=None) or "").strip()
+            except configparser.InterpolationError:
+                raise _bad(option.name, "can't be read: in airflow.cfg, write %% for each %") from None
             if text:
                 given[option.name] = _parsed(option, text)
         return cls(**given)
 
 
-def options() -> Iterator[tuple[str, str, str, str | None]]:
-    """Yield name, default as written in ``airflow.cfg``, description and example of each option."""
+class Option(NamedTuple):
+    """What there is to know of an option, in the words of Airflow's provider info."""
+
+    name: str
+    type: str
+    default: str
+    description: str
+    example: str | None
+
+
+def options() -> Iterator[Option]:
+    """Yield each option. A default that this machine decides, or botocore, is empty.
+
+    Airflow writes the defaults into the ``airflow.cfg`` that it generates, where they stay whatever changes later.
+    """
     for option in dataclasses.fields(Settings):
-        shown = option.metadata["shown"]
-        if shown is None:
-            shown = "" if option.default is None else str(option.default)
-        yield option.name, shown, option.metadata["description"], option.metadata["example"]
+        default = "" if option.default in (None, (), dataclasses.MISSING) else str(option.default)
+        yield Option(
+            option.name, _type(option).name, default, option.metadata["description"], option.metadata["example"]
+        )
 
 
-def option_type(name: str) -> str:
-    """Return an option's type in the words of Airflow's provider info."""
-    types = {"int": "integer", "float": "float", "bool": "boolean"}
-    return types.get(str(next(o.type for o in dataclasses.fields(Settings) if o.name == name)), "string")
+class _Type(NamedTuple):
+    """A type that an option may have."""
+
+    name: str
+    parse: Callable[[str], Any]
+    classes: tuple[type, ...]
+    expected: str
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part for part in re.split(r"[,\s]+", text) if part)
+
+
+_TYPES: Final = {
+    "int": _Type("integer", int, (int,), "an integer"),
+    "float": _Type("float", float, (int, float), "a number"),
+    "bool": _Type("boolean", _boolean, (bool,), "True or False"),
+    "str": _Type("string", str, (str,), "text"),
+    "str | None": _Type("string", str, (str,), "text"),
+    "tuple[str, ...]": _Type("string", _list, (tuple, list), "a list"),
+}
+
+
+def _type(option: dataclasses.Field[Any]) -> _Type:
+    return _TYPES[str(option.type)]
 
 
 def _parsed(option: dataclasses.Field[Any], text: str) -> Any:
     try:
-        if option.type == "int":
-            return int(text)
-        if option.type == "float":
-            return float(text)
-    except ValueError:
-        raise _bad(option.name, f"must be a number, not {text!r}") from None
-    if option.type == "bool":
-        if text.lower() not in ("true", "false"):
-            raise _bad(option.name, f"must be True or False, not {text!r}")
-        return text.lower() == "true"
-    if option.name == "trusted_urls":
-        return tuple(part for part in re.split(r"[,\s]+", text) if part)
-    return text
+        return _type(option).parse(text)
+    except (ValueError, KeyError):
+        raise _bad(option.name, f"must be {_type(option).expected}, not {text!r}") from None
+
+
+def _checked(option: dataclasses.Field[Any], value: Any) -> Any:
+    if option.default is None and not value:
+        return None
+    kind = _type(option)
+    if not isinstance(value, kind.classes) or (isinstance(value, bool) and bool not in kind.classes):
+        raise _bad(option.name, f"must be {kind.expected}, not {type(value).__name__}")
+    check = option.metadata["check"]
+    try:
+        return check(value) if check else value
+    except ValueError as e:
+        raise _bad(option.name, str(e)) from None
+
+
+def _refuse_unknown(conf: Any) -> None:
+    """Raise a `ConfigurationError` for what was set and can't take effect, as a misspelt option can't.
+
+    Without it, tasks would use the default in its place: AWS instead of the endpoint, say.
+    """
+    known = [option.name for option in dataclasses.fields(Settings)]
+    problems = [f"{name} in airflow.cfg" for name in _in_file(conf) if name not in known]
+    problems += [
+        variable
+        for variable in sorted(os.environ)
+        if variable.startswith(_VARIABLE) and variable not in {_VARIABLE + name.upper() for name in known}
+    ]
+    # `AIRFLOW__ASYNC_STATE_URL`: Airflow sees no section in it.
+    problems += [name for name in sorted(os.environ) if re.fullmatch(r"AIRFLOW__ASYNC_STATE_(?!_)(?:(?!__).)+", name)]
+    if problems:
+        raise ConfigurationError("; ".join(_unknown(problem, known) for problem in problems))
+
+
+def _in_file(conf: Any) -> Iterable[str]:
+    try:
+        return [name for name in conf.options(SECTION) if name not in conf.defaults()]
+    except Exception:
+        # There is no such section, or another kind of configuration: what is set there can't be listed.
+        return []
+
+
+def _unknown(place: str, known: list[str]) -> str:
+    import difflib
+
+    name = re.sub(r"^AIRFLOW__ASYNC_STATE_+", "", place).removesuffix(" in airflow.cfg").lower()
+    base = re.sub(r"_(cmd|secret)$", "", name)
+    if base in known and base != name:
+        return (
+            f"[{SECTION}] {name}: Airflow runs a command or asks a secrets backend only for options that are "
+            f"sensitive, and {base} is not; set {base} itself (found {place})"
+        )
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    advice = f"did you mean {nearest[0]} ({_VARIABLE}{nearest[0].upper()})?" if nearest else "remove it"
+    return f"[{SECTION}] {name}: there is no such option; {advice} (found {place})"
 
 
 def _bad(option: str, what: str) -> ConfigurationError:
     return ConfigurationError(f"[{SECTION}] {option}: {what}")
-
-
-def _check_integer(option: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise _bad(option, f"must be an integer, at least {least}, not {value!r}")
-
-
-def _check_seconds(option: str, value: Any) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise _bad(option, f"must be a number of seconds above 0, not {value!r}")
-
-
-def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise _bad(option, f"must be one of {', '.join(choices)}, not {value!r}")
-
-
-def _checked_url(option: str, url: str) -> str:
-    """Return ``url`` without its trailing slash, if a store can be opened with it."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # a bracket, or a character that stands for another
-        raise _bad(option, f"is no URL: {_shown(url)!r}") from None
-    if parts.scheme not in SCHEMES:
-        raise _bad(option, f"must start with {', '.join(s + '://' for s in SCHEMES)}; {_shown(url)!r} does not")
-    if "@" in parts.netloc:
-        raise _bad(option, "must not hold credentials or a connection id; see [async_state] aws_conn_id")
-    if parts.query or parts.fragment or "?" in url or "#" in url:
-        raise _bad(option, f"must not have a query or a fragment: {_shown(url)!r}")
-    if parts.scheme == "file" and (parts.netloc or not parts.path.strip("/")):
-        raise _bad(option, f"must be an absolute path, file:///path, not {url!r}")
-    if parts.scheme == "file" and not _is_path(unquote(parts.path)):
-        raise _bad(option, f"can't be a path of this machine: {url!r}")
-    if parts.scheme == "s3":
-        _check_s3_url(option, url, parts.netloc, parts.path.strip("/"))
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-
-
-def _is_path(path: str) -> bool:
-    try:
-        return b"\0" not in os.fsencode(path)
-    except UnicodeEncodeError:
-        return False
-
-
-def _check_endpoint(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # no port, or no IPv6 address
-        usable = False
-    if not usable or re.search(r"[\s\0-\x1f]", url):
-        raise _bad("endpoint_url", f"must be an http:// or https:// URL, not {_shown(url)!r}")
-    if "@" in urlsplit(url).netloc:
-        raise _bad("endpoint_url", "must not hold credentials; see [async_state] aws_conn_id")
-
-
-def _check_s3_url(option: str, url: str, bucket: str, prefix: str) -> None:
-    if not _BUCKET.fullmatch(bucket):
-        raise _bad(option, f"must name a bucket, s3://bucket/prefix, not {url!r}")
-    for segment in prefix.split("/") if prefix else ():
-        if not _PREFIX.fullmatch(segment) or segment in (".", ".."):
-            raise _bad(option, f"the prefix may hold letters, digits and !_.*'()=:@- only, not {segment!r}")
-    room = MAX_OBJECT_KEY_BYTES - MAX_NAME_BYTES - 1
-    if len(prefix) > room:
-        raise _bad(option, f"the prefix may have {room} characters, so that no object key exceeds S3's 1,024 bytes")
-
-
-def _shown(url: str) -> str:
-    return re.sub(r"//[^/]*@", "//***@", url)
-
-
-def mask(text: str) -> str:
-    return re.sub(r"//[^/]*@", "//***@", text)

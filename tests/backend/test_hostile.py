@@ -31,6 +31,7 @@ from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
 from async_state import AsyncStateBackend, Settings
+from async_state.connection import Connection
 from async_state.errors import AsyncStateError, ConfigurationError, CorruptObjectError, StoreError, UntrustedRefError
 from async_state.keys import Side, make_ref, object_name, scope_prefix, split_ref
 from async_state.stores import open_store
@@ -426,7 +427,7 @@ def test_any_option_is_usable_or_named(options: dict[str, str]) -> None:
         assert fits_one_line(str(e))  # noqa: PT017
     else:
         for base in made.bases:
-            open_store(base, made, {})
+            open_store(base, made, Connection())
         assert fits_one_line(repr(AsyncStateBackend(made)))
 
 

@@ -13,7 +13,7 @@ _TABLE = re.compile(r"(<!-- options: [^>]* -->\n).*?(<!-- /options -->)", re.DOT
 
 
 def with_table(text: str) -> str:
-    rows = [f"| `{name}` | {f'`{default}`' if default else ''} | {text} |\n" for name, default, text, _ in options()]
+    rows = [f"| `{o.name}` | {f'`{o.default}`' if o.default else ''} | {o.description} |\n" for o in options()]
     table = "| option | default | meaning |\n|---|---|---|\n" + "".join(rows)
     return _TABLE.sub(lambda found: found[1] + table + found[2], text)
 

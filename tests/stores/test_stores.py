@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from async_state import Settings, iothread
+from async_state.connection import Connection
 from async_state.errors import StoreAccessError, StoreError
 from async_state.stores import Store, open_store
 from async_state.stores.file import FileStore
@@ -28,7 +29,7 @@ NAME = "v1/task/dag/run%2F1/task/-1/worker/key"
 @pytest.fixture(scope="session")
 def store(store_settings: SettingsOf) -> Store:
     settings = store_settings()
-    return open_store(settings.url, settings, {})
+    return open_store(settings.url, settings, Connection())
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ async def test_a_store_works_on_after_it_is_closed(store: Store, prefix: str) ->
 async def test_s3_is_used_on_the_io_thread_only() -> None:
     settings = Settings(url="s3://bucket")
     with pytest.raises(RuntimeError, match=r"iothread\.arun"):
-        await open_store(settings.url, settings, {}).get("name")
+        await open_store(settings.url, settings, Connection()).get("name")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from async_state.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from async_state.settings import mask
+from async_state.urls import mask
 from async_state.stores.s3.operations import Attempts, NotS3Error, S3Error
 
 _DENIED: Final = frozenset({"AccessDenied", "AllAccessDisabled", "403", "Forbidden"})
