@@ -171,7 +171,7 @@ def test_a_secret_in_a_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch, opti
 
 def test_the_longest_prefix_fits_and_a_longer_one_does_not() -> None:
     longest = TaskScope(dag_id="d" * 250, run_id="r" * 250, task_id="t" * 250, map_index=2**31 - 1)
-    name = keys.object_name(longest, "k" * 512, keys.Plane.WORKER)
+    name = keys.object_name(longest, "k" * 512, keys.Side.WORKER)
     region = len("@00000000-0000-0000-0000-000000000001")  # of task-sdk 1.4
     prefix = "p" * (1024 - len(name) - region - 1)
     assert Settings(url=f"s3://bucket/{prefix}").url.endswith(prefix)
