@@ -5,7 +5,6 @@ Everything above this module runs on the caller's side of the hop; stores, packi
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, Final, ParamSpec, TypeVar
@@ -14,6 +13,7 @@ import anyio.to_thread
 
 from async_state import codec, connection, iothread, purge
 from async_state.errors import CorruptObjectError
+from async_state.limiter import Limiter, Slot
 from async_state.settings import Settings
 from async_state.stores import Store, open_store
 
@@ -29,18 +29,18 @@ class Objects:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._slots = iothread.Slots(settings.max_concurrency)
+        self._limiter = Limiter(settings.max_concurrency)
         self._stores: dict[str, Store] = {}
         # Without a connection to look up, there is nothing to wait for.
         self._credentials: dict[str, str] | None = None if settings.aws_conn_id else {}
 
-    def turn(self) -> asyncio.Semaphore:
-        """Return what waits for one of ``max_concurrency`` turns on this loop, and holds it, in ``async with``.
+    def turn(self) -> Slot:
+        """Return what waits for one of ``max_concurrency`` slots of this process, and holds it, in ``async with``.
 
         To be taken before anything is done for an operation: of thousands that start at once, each would do its share
         of packing in the same step of their loop.
         """
-        return self._slots.one()
+        return self._limiter.slot(self._settings.timeout)
 
     async def read(self, base: str, name: str) -> str | None:
         """Return the object's text, or ``None`` if there is none.
