@@ -51,9 +51,9 @@ def profiled(endpoint: str) -> dict[str, float]:
         profile.disable()
 
     backend = AsyncStateBackend(Settings(url="s3://state/startup", endpoint_url=endpoint))
-    iothread.run(profile_on)
+    iothread.run(iothread.arun, profile_on)
     backend.set(AssetScope(name="startup"), "key", "1")
-    iothread.run(profile_off)
+    iothread.run(iothread.arun, profile_off)
     found: dict[str, float] = dict.fromkeys((step for _, _, step in STEPS), 0.0)
     stats: dict[tuple[str, int, str], Any] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
     for (file, _, function), (_, _, _, cumulative, _) in stats.items():

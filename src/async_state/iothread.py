@@ -1,13 +1,18 @@
 """The one event loop that does I/O in this process.
 
-It runs on a daemon thread of its own, started at first use. `run` brings a coroutine to it from synchronous code,
-`arun` from any other event loop. What is bound to that loop (S3 clients, their sockets) is kept by `resource`.
+It runs on a daemon thread of its own, which the first use starts. `arun` is the hop: it calls a coroutine function
+there. `run` is for blocking callers: it drives a coroutine on the caller's thread, and the hop inside it blocks that
+thread. `resource` keeps what is bound to the I/O loop, such as S3 clients and their sockets.
 
-Why like this, and not on the caller's loop or with anyio's portals:
+The reasons for this design:
 
-* A trigger's loop is shared with thousands of others: building a client on it stalls them all.
-* A portal of ``start_blocking_portal`` left open hangs the interpreter's exit, and cancelling a call through any anyio
-  portal blocks the canceller until the portal's loop answers.
+* A trigger's event loop is shared with thousands of others: building a client on it stalls them all.
+* Blocking callers do not cross by anyio's ``BlockingPortal``. A portal hands a call over, and waits for it, with a
+  ``concurrent.futures.Future``, and the event loop takes that future's lock to answer. A signal handler that
+  interrupts the caller while it holds the lock, and uses state itself, waits for an event loop that waits for the lock.
+  ``tests/iothread/test_portal.py`` shows it. Here nothing that the I/O loop does to answer can block it.
+* Callers on an event loop do not cross by a portal either: cancelling its call blocks the canceller until the portal's
+  event loop answers.
 * Airflow forks a process for each task. A thread does not survive that, so a forked process starts afresh, and never
   touches what it inherited, not even to close it: the epoll descriptor of the inherited loop is still the parent's. Nor
   may a fork find the I/O thread in the middle of anything: a module that it was importing would stay locked for ever.
@@ -16,24 +21,37 @@ Why like this, and not on the caller's loop or with anyio's portals:
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread
+import concurrent.futures.thread  # noqa: F401 - see `os.register_at_fork` below
 import contextlib
+import logging
 import os
 import selectors
+import socket
 import threading
+import time
 import weakref
+from _thread import start_new_thread
 from collections import deque
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 import anyio
 import greenback
 
+from async_state.errors import StoreError, StoreUnavailableError
+
+log = logging.getLogger(__name__)
+
 #: As logs name it.
 THREAD_NAME: Final = "async_state-io"
+
+#: For so many seconds, a fork waits for functions that run on threads of the I/O loop, such as ``getaddrinfo``: glibc
+#: takes its locks when a look-up begins and ends, but not while it waits for a name server. A look-up that takes longer
+#: than this therefore waits for a name server that does not answer, and a fork need not wait for it.
+_FORK_PATIENCE: Final = 2.0
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -48,6 +66,53 @@ class _Selector(selectors.DefaultSelector):
             return super().select(timeout)
         finally:
             _busy.acquire()
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop whose default executor are daemon threads, which forks wait for and the exit does not."""
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., T], *args: Any
+    ) -> asyncio.Future[T]:
+        if executor is not None:
+            return super().run_in_executor(executor, func, *args)
+        future: asyncio.Future[T] = self.create_future()
+        running = threading.Lock()
+        running.acquire()
+        _running.add(running)
+
+        def deliver(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        def work() -> None:
+            result, error = None, None
+            try:
+                result = func(*args)
+            except BaseException as e:
+                error = e
+            _running.discard(running)
+            running.release()
+            self.call_soon_threadsafe(deliver, result, error)
+
+        try:
+            start_new_thread(work, ())
+        except RuntimeError:
+            # The interpreter is exiting and starts no thread any more. Nobody else needs the I/O thread by now.
+            work()
+        return future
+
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
+        # As in the base class; here so that it is certain that no other executor is used.
+        options = {"family": 0, "type": 0, "proto": 0, "flags": 0} | options
+        return await self.run_in_executor(None, partial(socket.getaddrinfo, host, port, **options))
+
+    async def getnameinfo(self, sockaddr: Any, flags: int = 0) -> Any:
+        return await self.run_in_executor(None, socket.getnameinfo, sockaddr, flags)
 
 
 class _Bridge:
@@ -90,24 +155,47 @@ class _Bridge:
         call()
 
 
-class _IoThread:
-    """The thread, its loop, and what is bound to that loop.
+class _Resource:
+    """What one owner keeps open."""
 
-    After a fork, the child's reference to it is dropped and nothing of it is finalized: the thread is gone, but its
-    frames are never unwound, and they refer to all of this.
-    """
+    def __init__(self) -> None:
+        self.opening = asyncio.Lock()
+        self.stack: AsyncExitStack | None = None
+        self.value: Any = None
+
+
+class _IoThread:
+    """The thread, its loop, and what is bound to that loop."""
 
     def __init__(self) -> None:
         # Made here, since a loop takes calls before it runs: nobody has to wait for the thread.
-        self.loop = asyncio.SelectorEventLoop(_Selector())
-        self.opening = asyncio.Lock()
-        self.resources: dict[Hashable, tuple[AsyncExitStack, Any]] = {}
+        self.loop = _Loop(_Selector())
+        self.ident: int | None = None
+        self.resources: weakref.WeakKeyDictionary[Any, _Resource] = weakref.WeakKeyDictionary()
+        # Refers to all that is open, so that a forked process never finalizes it.
+        self.open: set[AsyncExitStack] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._bridges: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[_Bridge, _Bridge]] = (
             weakref.WeakKeyDictionary()
         )
-        # A daemon: it never ends, and the interpreter's exit must not wait for it.
-        self.thread = threading.Thread(target=self._main, name=THREAD_NAME, daemon=True)
-        self.thread.start()
+        self._run_once = threading.Lock()
+
+    def start(self) -> None:
+        """Start the thread. It does no harm to start it twice.
+
+        It is not a ``threading.Thread``, whose ``start`` waits for the thread while it holds a lock that the thread
+        needs: a signal handler that interrupts that must not wait for the thread as well.
+
+        Raises:
+            StoreError: The interpreter is exiting and starts no thread any more.
+        """
+        try:
+            start_new_thread(self._main, ())
+        except RuntimeError as e:
+            raise StoreError(
+                "the state store was used for the first time while the interpreter exits (in an atexit function, for "
+                f"example), when Python starts no thread any more ({e}); use it before that"
+            ) from e
 
     def bridges(self, caller: asyncio.AbstractEventLoop) -> tuple[_Bridge, _Bridge]:
         """Return the ways from the caller's loop to this one, and back."""
@@ -116,53 +204,190 @@ class _IoThread:
             bridges = self._bridges[caller] = _Bridge(self.loop), _Bridge(caller)
         return bridges
 
+    async def close(self, kept: _Resource) -> None:
+        """Close the resource, if it is open."""
+        stack, kept.stack, kept.value = kept.stack, None, None
+        if stack is not None:
+            try:
+                await stack.aclose()
+            finally:
+                self.open.discard(stack)
+
+    def abandon(self, kept: _Resource) -> None:
+        """Close the resource soon, since its owner is gone. May be called on any thread, at any time."""
+        if self is _current:
+            self.loop.call_soon_threadsafe(self._begin_closing, kept)
+
+    def _begin_closing(self, kept: _Resource) -> None:
+        task = self.loop.create_task(self.close(kept))
+        self._closing.add(task)
+        task.add_done_callback(self._closed)
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("Connections of a store that is no longer used were not closed: %r", task.exception())
+
     def _main(self) -> None:
+        if not self._run_once.acquire(blocking=False):
+            return
+        self.ident = threading.get_ident()
+        threading.current_thread().name = THREAD_NAME
         with _busy:
             self.loop.run_until_complete(anyio.sleep_forever())
 
 
+class _Call(Generic[T]):
+    """A coroutine function's call on the I/O loop, which its caller can cancel at any time, also before it begins.
+
+    Args:
+        loop: The I/O loop.
+        answer: Called on the I/O thread once there is an outcome, but not after `cancel`. It must not block.
+        function: The coroutine function, with its arguments.
+    """
+
+    __slots__ = ("_answer", "_cancelled", "_error", "_function", "_loop", "_result", "_task")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        answer: Callable[[], object],
+        function: Callable[[], Coroutine[Any, Any, T]],
+    ) -> None:
+        self._loop = loop
+        self._answer = answer
+        self._function = function
+        self._cancelled = False
+        self._task: asyncio.Task[None] | None = None
+        self._error: BaseException | None = None
+
+    def begin(self) -> None:
+        """Begin, unless the call is cancelled. Runs on the I/O thread."""
+        if not self._cancelled:
+            self._task = self._loop.create_task(self._perform())
+
+    def cancel(self, send: Callable[[Callable[[], None]], object]) -> None:
+        """Cancel the call. Runs on the caller's thread.
+
+        Args:
+            send: Has a function called on the I/O thread, after what was sent before.
+        """
+        self._cancelled = True
+        send(self._cancel_task)
+
+    def outcome(self) -> T:
+        """Return the result, or raise the error that there is in its place."""
+        error, self._error = self._error, None
+        if error is None:
+            return self._result
+        try:
+            raise error
+        finally:
+            del error  # its traceback refers to this frame
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _perform(self) -> None:
+        try:
+            self._result = await self._function()
+        except asyncio.CancelledError as e:
+            if self._cancelled:
+                raise
+            self._error = StoreUnavailableError(
+                "the operation was cancelled inside the store's client, although its caller did not cancel it: the "
+                "connections were probably closed meanwhile; call it again"
+            )
+            self._error.__cause__ = e
+        except BaseException as e:
+            self._error = e
+        if not self._cancelled:
+            self._answer()
+
+
+class _Blocking(threading.local):
+    """Whether this thread drives a coroutine for a blocking caller, and under which event loop (or none)."""
+
+    active = False
+    loop: asyncio.AbstractEventLoop | None = None
+
+
+_blocking: Final = _Blocking()
 _current: _IoThread | None = None
-_starting = threading.Lock()
+# Chosen, but perhaps not running yet.
+_chosen: dict[str, _IoThread] = {}
+# What was inherited by forks, which must never be finalized.
+_inherited: Final[list[object]] = []
+# Reentrant, since a signal handler may use state where it interrupts the start.
+_starting = threading.RLock()
 # Held by the I/O thread unless it waits for events, and by whoever forks.
 _busy = threading.RLock()
+# Locks that threads of the I/O loop's executor hold while they run a function.
+_running: set[threading.Lock] = set()
+
+
+def _before_fork() -> None:
+    # No new function begins while this is held.
+    _busy.acquire()
+    deadline = time.monotonic() + _FORK_PATIENCE
+    for running in list(_running):
+        if running.acquire(timeout=max(0, deadline - time.monotonic())):
+            running.release()
 
 
 def _after_fork_in_child() -> None:
-    global _current, _starting
-    _current, _starting = None, threading.Lock()
+    global _current, _chosen, _starting, _running
+    _inherited.append((_current, _chosen, _running))
+    _current, _chosen, _starting, _running = None, {}, threading.RLock(), set()
     _busy.release()
 
 
 # After `concurrent.futures.thread` has done so, which is imported above for this: functions are called in reverse order
 # before a fork, and its lock must not be taken while the I/O thread may want it.
-os.register_at_fork(before=_busy.acquire, after_in_parent=_busy.release, after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_busy.release, after_in_child=_after_fork_in_child)
 
 
 def _io() -> _IoThread:
+    return _current or _start()
+
+
+def _start() -> _IoThread:
     global _current
-    if _current is None:
-        with _starting:
-            if _current is None:
-                _current = _IoThread()
-    return _current
+    with _starting:
+        if _current is None:
+            made = _IoThread()
+            # A signal handler may have made one meanwhile.
+            chosen = _chosen.setdefault("io", made)
+            if chosen is not made:
+                made.loop.close()
+            chosen.start()
+            _current = chosen
+        return _current
 
 
 def _on_io_thread() -> bool:
     io = _current
-    return io is not None and io.thread.ident == threading.get_ident()
+    return io is not None and io.ident == threading.get_ident()
 
 
 def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call the coroutine function on the I/O thread and wait for its result.
+    """Drive the coroutine on this thread, block the thread wherever it calls `arun`, and return its result.
 
     For synchronous callers on any thread. On a thread whose event loop is running (Airflow's asynchronous accessors
     call synchronous hooks there), the loop keeps running where the current task has a greenback portal, as Airflow's
-    triggerer gives to triggers. Where it has none, this waits, since the I/O thread needs nothing of the caller's
-    loop, and leaves the task with a portal, so that its next call does not block the loop.
+    triggerer gives to triggers. Where it has none, this blocks the loop, since the I/O thread needs nothing of it, and
+    leaves the task with a portal, so that its next call does not block the loop.
+
+    Args:
+        function: A coroutine function that awaits nothing but `arun` and what works with `blocks`.
+        *args: Its positional arguments.
+        **kwargs: Its keyword arguments.
 
     Raises:
-        RuntimeError: called on the I/O thread itself, which would wait for itself.
-        KeyboardInterrupt: the wait was interrupted; the operation is cancelled.
+        RuntimeError: This was called on the I/O thread itself, which would wait for itself, or ``function`` awaited
+            something that only an event loop can wait for.
+        KeyboardInterrupt: The wait was interrupted; the operation is cancelled.
     """
     if _on_io_thread():
         raise RuntimeError(
@@ -170,20 +395,24 @@ def run(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: 
             "itself for ever; await its coroutine instead"
         )
     if awaits_in_place():
-        # The call itself, and not its hop: what it does before the hop belongs on this loop.
         return greenback.await_(function(*args, **kwargs))
     if (task := _current_task()) is not None and not _portals_forbidden():
         # Best effort: a task of another event loop implementation may refuse it, and it only helps the next call.
         with contextlib.suppress(Exception):
             greenback.bestow_portal(task)
-    # Ctrl-C may come at any point after the I/O thread has the call, so by then it must be possible to cancel it.
-    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
-    try:
-        _submit(function(*args, **kwargs), outcome)
-        return outcome.result()
-    except BaseException:
-        outcome.cancel()
-        raise
+    with _blocked():
+        coroutine = function(*args, **kwargs)
+        try:
+            coroutine.send(None)
+        except StopIteration as e:
+            result: T = e.value
+            return result
+        finally:
+            coroutine.close()
+    raise RuntimeError(
+        f"{function!r} awaited something other than async_state's I/O thread in a synchronous call, where no event "
+        "loop runs that could wait for it"
+    )
 
 
 def awaits_in_place() -> bool:
@@ -191,123 +420,113 @@ def awaits_in_place() -> bool:
     return greenback.has_portal()
 
 
-async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call the coroutine function on the I/O thread and await its result without blocking the running loop.
+def blocks() -> bool:
+    """Tell whether the code that calls this is driven by `run`, and must block its thread where it has to wait."""
+    return _blocking.active and _blocking.loop is asyncio._get_running_loop()
 
-    Cancelling the wait cancels the call. On the I/O thread itself the call is made in place.
+
+async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call the coroutine function on the I/O thread and return its result.
+
+    Cancelling the wait cancels the call. Inside `run` this blocks the thread, and everywhere else it never blocks the
+    running loop. On the I/O thread itself the call is made in place.
+
+    Args:
+        function: The coroutine function.
+        *args: Its positional arguments.
+        **kwargs: Its keyword arguments.
+
+    Raises:
+        StoreUnavailableError: The call was cancelled on the I/O thread, but not by this caller.
+        StoreError: This is the process's first call, and the interpreter is exiting.
     """
     if _on_io_thread():
         return await function(*args, **kwargs)
-    io, caller = _io(), asyncio.get_running_loop()
+    io, bound = _io(), partial(function, *args, **kwargs)
+    if blocks():
+        return _wait(io, bound)
+    caller = asyncio.get_running_loop()
     there, back = io.bridges(caller)
-    outcome: asyncio.Future[T] = caller.create_future()
-    task: asyncio.Task[T] | None = None
+    answered: asyncio.Future[None] = caller.create_future()
 
-    def begin() -> None:
-        nonlocal task
-        if not outcome.cancelled():
-            task = io.loop.create_task(function(*args, **kwargs))
-            task.add_done_callback(lambda task: back.send(lambda: end(task)))
+    def wake() -> None:
+        if not answered.done():
+            answered.set_result(None)
 
-    def end(task: asyncio.Task[T]) -> None:
-        error = _error(task)
-        if outcome.cancelled():
-            return
-        if error is None:
-            outcome.set_result(task.result())
-        else:
-            outcome.set_exception(error)
-
-    def cancel() -> None:
-        if task is not None:
-            task.cancel()
-
-    there.send(begin)
+    call = _Call(io.loop, lambda: back.send(wake), bound)
+    there.send(call.begin)
     try:
-        return await outcome
-    except asyncio.CancelledError:
-        there.send(cancel)
+        await answered
+    except BaseException:
+        call.cancel(there.send)
         raise
+    return call.outcome()
 
 
-async def resource(owner: Hashable, open_: Callable[[], AbstractAsyncContextManager[T]]) -> T:
-    """Return what ``owner`` keeps open on the I/O loop, opening it at first use.
+def _wait(io: _IoThread, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Call the coroutine function on the I/O thread, and block this thread until its outcome is there."""
+    # A bare lock, since the I/O thread must never wait for a caller: see the module's docstring.
+    answered = threading.Lock()
+    answered.acquire()
+    call = _Call(io.loop, answered.release, function)
+    try:
+        io.loop.call_soon_threadsafe(call.begin)
+        answered.acquire()
+    except BaseException:
+        # Ctrl-C, or an exception of another signal handler, may come at any point.
+        call.cancel(io.loop.call_soon_threadsafe)
+        raise
+    return call.outcome()
 
-    Parameters:
-        owner: whose resource it is; `release` closes it.
-        open_: makes the context manager that opens it; called at most once for ``owner`` at a time.
+
+@contextlib.contextmanager
+def _blocked() -> Iterator[None]:
+    before = _blocking.active, _blocking.loop
+    _blocking.active, _blocking.loop = True, asyncio._get_running_loop()
+    try:
+        yield
+    finally:
+        _blocking.active, _blocking.loop = before
+
+
+async def resource(owner: object, open_: Callable[[], AbstractAsyncContextManager[T]]) -> T:
+    """Return what ``owner`` keeps open on the I/O loop, and open it at the first use.
+
+    It is closed by `release`, or on the I/O loop after ``owner`` was garbage-collected.
+
+    Args:
+        owner: Whose resource it is; anything that is hashable and can be referred to weakly. The resource must not
+            refer to it.
+        open_: Makes the context manager that opens it; called at most once for ``owner`` at a time.
 
     Raises:
-        RuntimeError: called elsewhere than on the I/O thread.
+        RuntimeError: This was called elsewhere than on the I/O thread.
     """
     io = _current
     if io is None or not _on_io_thread():
         raise RuntimeError("a store works on async_state's I/O thread only; go through iothread.run or iothread.arun")
-    if owner not in io.resources:
-        async with io.opening:
-            if owner not in io.resources:
+    kept = io.resources.get(owner)
+    if kept is None:
+        kept = io.resources[owner] = _Resource()
+        # The exit closes nothing: the operating system does.
+        weakref.finalize(owner, io.abandon, kept).atexit = False
+    if kept.stack is None:
+        async with kept.opening:
+            if kept.stack is None:
                 stack = AsyncExitStack()
-                io.resources[owner] = (stack, await stack.enter_async_context(open_()))
-    value: T = io.resources[owner][1]
+                kept.value = await stack.enter_async_context(open_())
+                kept.stack = stack
+                io.open.add(stack)
+    value: T = kept.value
     return value
 
 
-async def release(owner: Hashable) -> None:
+async def release(owner: object) -> None:
     """Close what ``owner`` keeps open on the I/O loop, if anything; its next use opens it anew."""
     if _on_io_thread() and _current is not None:
-        stack, _ = _current.resources.pop(owner, (None, None))
-        if stack is not None:
-            await stack.aclose()
-
-
-class Slots:
-    """At most so many operations at once for each event loop that asks, counted on that loop.
-
-    The bound is on the caller's side of the hop, so that thousands of operations started at once wait where they
-    are, and swamp neither their loop nor the I/O loop.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
-            weakref.WeakKeyDictionary()
-        )
-
-    def one(self) -> asyncio.Semaphore:
-        """Return what waits for a slot of this loop, and holds it for the block, in ``async with``."""
-        loop = asyncio.get_running_loop()
-        semaphore = self._of_loop.get(loop)
-        if semaphore is None:
-            semaphore = self._of_loop[loop] = asyncio.Semaphore(self._count)
-        return semaphore
-
-
-def _submit(call: Coroutine[Any, Any, T], outcome: concurrent.futures.Future[T]) -> None:
-    """Start the call on the I/O thread. Cancelling ``outcome`` cancels it.
-
-    What `asyncio.run_coroutine_threadsafe` does, but for a future that the caller has before the call begins.
-    """
-    loop = _io().loop
-
-    def begin() -> None:
-        task = loop.create_task(call)
-        task.add_done_callback(end)
-        outcome.add_done_callback(lambda _: outcome.cancelled() and loop.call_soon_threadsafe(task.cancel))
-
-    def end(task: asyncio.Task[T]) -> None:
-        error = _error(task)
-        if not outcome.set_running_or_notify_cancel():
-            return
-        if error is None:
-            outcome.set_result(task.result())
-        else:
-            outcome.set_exception(error)
-
-    loop.call_soon_threadsafe(begin)
-
-
-def _error(task: asyncio.Task[Any]) -> BaseException | None:
-    return asyncio.CancelledError() if task.cancelled() else task.exception()
+        kept = _current.resources.get(owner)
+        if kept is not None:
+            await _current.close(kept)
 
 
 def _portals_forbidden() -> bool:
@@ -320,7 +539,3 @@ def _current_task() -> asyncio.Task[Any] | None:
         return asyncio.current_task()
     except RuntimeError:  # no loop is running on this thread
         return None
-
-
-def blocks() -> bool:
-    return False

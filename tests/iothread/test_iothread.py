@@ -75,7 +75,7 @@ def test_a_synchronous_method_refuses_the_io_thread(backend: AsyncStateBackend, 
         return backend.get(task, "row")
 
     with pytest.raises(RuntimeError, match="await its coroutine instead"):
-        iothread.run(call)
+        iothread.run(iothread.arun, call)
 
 
 def test_a_coroutine_method_works_on_the_io_thread(backend: AsyncStateBackend, task: TaskScope) -> None:
@@ -83,7 +83,7 @@ def test_a_coroutine_method_works_on_the_io_thread(backend: AsyncStateBackend, t
         await backend.aset(task, "row", "there")
         return await backend.aget(task, "row")
 
-    assert iothread.run(call) == "there"
+    assert iothread.run(iothread.arun, call) == "there"
 
 
 # A synchronous hook on the thread of a running loop.
@@ -391,26 +391,6 @@ async def test_cancelled_operations_give_their_slots_back(
         await asyncio.wait(burst)
     await asyncio.gather(*(backend.aset(task, f"row-{n}", "set") for n in range(8)))
     assert await backend.aget(task, "row-7") == "set"
-
-
-def test_each_loop_has_slots_of_its_own() -> None:
-    slots = iothread.Slots(1)
-    entered, leave = threading.Event(), threading.Event()
-
-    async def stay() -> None:
-        async with slots.one():
-            entered.set()
-            assert leave.wait(PATIENCE)
-
-    async def pass_through() -> None:
-        async with slots.one():
-            leave.set()
-
-    other = threading.Thread(target=asyncio.run, args=[stay()])
-    other.start()
-    assert entered.wait(PATIENCE)
-    asyncio.run(pass_through())
-    other.join()
 
 
 # What is kept open on the I/O loop.

@@ -13,7 +13,7 @@ from tests.programs.wire import PATIENCE
 
 
 def main() -> None:
-    iothread.run(use_executor)
+    iothread.run(iothread.arun, use_executor)
     reached, forking = threading.Event(), threading.Event()
     os.register_at_fork(before=forking.set)
 
@@ -22,7 +22,7 @@ def main() -> None:
         assert forking.wait(PATIENCE)
         await use_executor()
 
-    other = threading.Thread(target=iothread.run, args=[wait_for_fork_and_use_executor])
+    other = threading.Thread(target=iothread.run, args=[iothread.arun, wait_for_fork_and_use_executor])
     other.start()
     assert reached.wait(PATIENCE)
     with warnings.catch_warnings():

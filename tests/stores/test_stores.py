@@ -172,10 +172,10 @@ from async_state.purge import purge_prefix
 from async_state.stores.file import FileStore
 files, me = FileStore(sys.argv[1], timeout=20), sys.argv[2]
 for i in range(60):
-    iothread.run(files.put, f"v1/task/d/r/t/-1/worker/{me}-{i}", b"1", "")
+    iothread.run(iothread.arun, files.put, f"v1/task/d/r/t/-1/worker/{me}-{i}", b"1", "")
     if i % 20 == 10:
-        iothread.run(purge_prefix, files, "v1/task/d/r/t/-1/", concurrency=4)
-iothread.run(files.put, f"v1/task/d/r/t/-1/worker/{me}", me.encode(), "")
+        iothread.run(iothread.arun, purge_prefix, files, "v1/task/d/r/t/-1/", concurrency=4)
+iothread.run(iothread.arun, files.put, f"v1/task/d/r/t/-1/worker/{me}", me.encode(), "")
 """
     writers: Sequence[str] = [str(i) for i in range(4)]
     processes = [
