@@ -17,7 +17,6 @@ import botocore.session
 import pytest
 from airflow.sdk.state import AssetScope, TaskScope
 from botocore.exceptions import UnknownServiceError
-from botocore.utils import parse_timestamp
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
