@@ -15,8 +15,9 @@ from airflow.sdk.state import AssetScope, TaskScope
 from pydantic import JsonValue
 
 from async_state import AsyncStateBackend, Settings
+from async_state.connection import Connection
 from async_state.errors import AsyncStateError
-from async_state.stores.s3_client import S3Options
+from async_state.stores.s3 import S3Options
 from async_state.testing import FakeS3, faults
 
 VALUE = "sentinel-of-the-value"
@@ -139,7 +140,7 @@ def test_what_others_do_with_botocore_is_logged_as_before(everything: Everything
 
 
 def test_credentials_are_not_in_the_options_repr() -> None:
-    options = S3Options(credentials={"aws_secret_access_key": SECRET, "aws_session_token": TOKEN})
+    options = S3Options("bucket", connection=Connection("c", KEY_ID, SECRET, TOKEN))
     assert leaked([repr(options), str(options)]) == set()
 
 

@@ -498,7 +498,7 @@ def test_deletes_that_fail_for_some_keys_name_them(
     for purge in purges:
         with (
             moto.failing(faults.delete_errors(keys, code), method="POST"),
-            pytest.raises(PurgeError, match=rf"{code}: said by a fault \\({1 if code == 'AccessDenied' else 2}") as e,
+            pytest.raises(PurgeError, match=rf"{code}: said by a fault .{1 if code == 'AccessDenied' else 2}") as e,
         ):
             purge()
         assert sorted(e.value.remaining) == names

@@ -1,7 +1,7 @@
 """Processes whose parent has prepared them: what they inherit, and what they look up for themselves.
 
 Prepared in the same process here, which changes nothing: what is prepared is what the next backend finds. That it is
-inherited is shown in test_standin.py, and what comes of failures in test_faults.py.
+inherited is shown in tests/airflow/test_patches.py, and what is the same either way in test_direct.py.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import pytest
 from airflow.sdk.state import TaskScope
 
 from async_state import AsyncStateBackend, Settings
-from async_state.errors import StoreAccessError, StoreError, StoreUnavailableError
-from async_state.stores import prepare, s3_client, s3_object, s3_prepared
-from async_state.testing import FakeS3, Request
+from async_state.errors import StoreAccessError, StoreError
+from async_state.stores import prepare
+from async_state.stores.s3 import bucket, client, prefork
+from async_state.testing import FakeS3, Request, faults
+from tests.programs.wire import PATIENCE
 from tests.stores.s3.direct import went_directly
 
 BackendOf = Callable[..., AsyncStateBackend]
@@ -30,7 +32,7 @@ SettingsOf = Callable[..., Settings]
 
 @pytest.fixture(autouse=True)
 def _nothing_prepared_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_prepared, "_prepared", None)
+    monkeypatch.setattr(prefork, "_endpoints", {})
 
 
 @pytest.fixture
@@ -41,17 +43,14 @@ def clients(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     @contextlib.asynccontextmanager
     async def noted(options: Any, session: Any) -> AsyncIterator[Any]:
         built.append(options)
-        # As where credentials are asked for, and others run meanwhile.
-        for _ in range(20):
-            await asyncio.sleep(0)
-        async with s3_client.open_client(options, session) as client:
-            yield client
+        async with client.open_client(options, session) as found:
+            yield found
 
-    monkeypatch.setattr(s3_object, "open_client", noted)
+    monkeypatch.setattr(bucket, "open_client", noted)
     return built
 
 
-def test_single_objects_need_no_client(
+def test_no_operation_needs_a_client(
     opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, task: TaskScope, clients: list[Any]
 ) -> None:
     prepare(s3_settings())
@@ -61,25 +60,17 @@ def test_single_objects_need_no_client(
     assert backend.deserialize_task_state_store_from_ref(ref) == "x"
     backend.purge_task_state(ref)
     assert backend.deserialize_task_state_store_from_ref(ref) is None
+    backend.delete(task, "key")
+    backend.clear(task)
     assert [(request.method, went_directly(request)) for request in moto.requests] == [
         ("PUT", True),
         ("GET", True),
         ("DELETE", True),
         ("GET", True),
+        ("POST", True),
+        ("GET", True),
     ]
     assert not clients
-
-
-@pytest.mark.parametrize("url", ["s3://state", "s3://state/another/prefix"])
-def test_the_prefix_makes_no_difference(
-    url: str, opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, task: TaskScope, clients: list[Any]
-) -> None:
-    prepare(s3_settings())
-    backend = opened(s3_settings(url=url))
-    backend.set(task, "key", "1")
-    assert backend.get(task, "key") == "1"
-    assert not clients
-    assert moto.requests[0].path.startswith(f"{url.removeprefix('s3:/')}/v1/")
 
 
 @pytest.fixture
@@ -93,22 +84,19 @@ def prepared(s3_settings: SettingsOf) -> Settings:
 async def test_what_needs_a_client_gets_one(
     prepared: Settings, moto: FakeS3, task: TaskScope, clients: list[Any]
 ) -> None:
+    """A bucket in another region: the client follows. Together they need it, and there is one client for them."""
+    moved = faults.error(301, "PermanentRedirect", headers={"x-amz-bucket-region": "us-east-1"})
     async with AsyncStateBackend(prepared) as backend:
-        for key in ("one", "two"):
-            await backend.aset(task, key, "1")
+        await backend.aset(task, "key", "1")
         assert not clients
-        moto.requests.clear()
-        # Together, and there is one client for them.
-        others = [TaskScope("dag", "run", f"task_{number}") for number in range(5)]
-        await asyncio.gather(backend.aclear(task), *(backend.adelete(other, "key") for other in others))
+        with moto.failing(moved, when=went_directly):
+            assert await asyncio.gather(*(backend.aget(task, "key") for _ in range(5))) == ["1"] * 5
         assert len(clients) == 1
-        assert len(moto.requests) == 2 + len(others)
-        assert await backend.aget(task, "one") is None
 
 
 @pytest.mark.parametrize(
     "changed",
-    [{"region_name": "eu-west-3"}, {"timeout": 7.0}, {"max_concurrency": 3}],
+    [{"region_name": "eu-west-3"}, {"url": "s3://state/another/prefix"}, {"max_concurrency": 3}],
     ids=lambda changed: next(iter(changed)),
 )
 def test_other_settings_are_not_what_was_prepared(
@@ -159,7 +147,9 @@ def test_another_environment_is_not_what_was_prepared(
     assert len(clients) == 1
 
 
+@pytest.mark.parametrize("variable", ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"])
 def test_another_config_file_is_not_what_was_prepared(
+    variable: str,
     opened: BackendOf,
     s3_settings: SettingsOf,
     task: TaskScope,
@@ -169,7 +159,7 @@ def test_another_config_file_is_not_what_was_prepared(
 ) -> None:
     file = tmp_path / "config"
     file.write_text("[default]\nregion = us-east-1\n")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
+    monkeypatch.setenv(variable, str(file))
     prepare(s3_settings())
     opened(s3_settings()).set(task, "key", "1")
     assert not clients
@@ -179,28 +169,24 @@ def test_another_config_file_is_not_what_was_prepared(
 
 
 @pytest.mark.anyio
-async def test_an_operation_that_fails_as_the_backend_is_closed_opens_nothing(
-    prepared: Settings, moto: FakeS3, task: TaskScope, clients: list[Any]
-) -> None:
+async def test_an_operation_outlives_a_close(prepared: Settings, moto: FakeS3, task: TaskScope) -> None:
+    """Its connections are closed when it is done, and the next one opens others."""
     arrived, closed = threading.Event(), threading.Event()
 
     def hold_back(_: Request) -> None:
         arrived.set()
-        closed.wait(10)
+        closed.wait(PATIENCE)
 
     moto.intercept = hold_back
     backend = AsyncStateBackend(prepared)
-    operation = asyncio.ensure_future(backend.aget(task, "key"))
-    await asyncio.to_thread(arrived.wait, 10)
+    operation = asyncio.ensure_future(backend.aset(task, "key", "1"))
+    await asyncio.to_thread(arrived.wait, PATIENCE)
     await backend.aclose()
     closed.set()
-    with pytest.raises(StoreUnavailableError, match=r"s3://state/.*closed during this operation \(1 attempt\)"):
-        await operation
-    assert not clients
+    await operation
     await asyncio.to_thread(moto.wait_until_idle)
-    # And the next one opens anew.
     moto.intercept = None
-    assert await backend.aget(task, "key") is None
+    assert await backend.aget(task, "key") == "1"
     await backend.aclose()
 
 
@@ -266,14 +252,14 @@ def test_credentials_are_those_of_the_connection(
     assert not clients
 
 
-def test_without_credentials_the_error_is_the_clients(
+def test_without_credentials(
     opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, task: TaskScope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(s3_settings())
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(StoreAccessError, match=r"NoCredentialsError.*aws_conn_id"):
-        opened(s3_settings()).set(task, "key", "1")
+        opened(s3_settings(timeout=0.5)).set(task, "key", "1")
     assert not moto.requests
 
 
@@ -282,8 +268,8 @@ def test_what_is_prepared_holds_no_credentials(s3_settings: SettingsOf, monkeypa
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-parent")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "token-of-parent")
     prepare(s3_settings())
-    found = s3_prepared._prepared
-    assert found is not None
+    found = prefork._endpoints
+    assert any(found.values())
     assert "AKIAPARENT" not in repr(found)
     assert "-of-parent" not in repr(found)
 
@@ -308,9 +294,22 @@ def test_what_botocore_can_not_use_is_explained(
     task: TaskScope,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = s3_settings(endpoint_url=None)
+    settings = s3_settings(endpoint_url=None, timeout=0.5)
     if is_prepared:
         prepare(settings)
     monkeypatch.setenv(name, value)
     with pytest.raises(kind, match=f"could not put s3://state/.*{said}"):
         opened(settings).set(task, "key", "1")
+
+
+def test_a_user_without_a_home_directory(
+    opened: BackendOf, s3_settings: SettingsOf, task: TaskScope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As containers have them: no HOME, and a number that the system knows no user of."""
+    for name in "HOME", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE":
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000)
+    prepare(s3_settings())
+    backend = opened(s3_settings())
+    backend.set(task, "key", "1")
+    assert backend.get(task, "key") == "1"

@@ -38,13 +38,10 @@ class Internal(NamedTuple):
 
 INTERNALS: Final = (
     Internal("botocore.auth", "S3SigV4Auth", "requests are composed by the client"),
-    Internal("botocore.auth", "S3SigV4Auth.add_auth", "requests are composed by the client"),
     Internal("botocore.httpsession", "create_urllib3_context", "requests over TLS are sent by the client"),
     Internal("botocore.httpsession", "get_cert_path", "requests over TLS are sent by the client"),
     Internal("botocore.credentials", "EnvProvider", "the whole chain of credentials is made at the first use"),
     Internal("botocore.credentials", "EnvProvider.load", "the whole chain of credentials is made at the first use"),
-    Internal("botocore.session", "Session.get_component", "service models are parsed again for each client"),
-    Internal("botocore.session", "Session.register_component", "service models are parsed again for each client"),
     Internal("botocore.loaders", "Loader.list_available_services", "a client takes longer to build"),
     Internal("botocore.loaders", "Loader.list_api_versions", "a client takes longer to build"),
     Internal("aiohttp.client", "ClientSession._retry_connection", "aiohttp may send a request twice"),

@@ -111,7 +111,7 @@ async def open_client(options: S3Options, session: AioSession) -> AsyncIterator[
         client = await creating.__aenter__()
     try:
         events: Any = client.meta.events
-        events.register_last("before-call.s3.PutObject", _ask_nothing_first)
+        events.register_last("before-call.s3", _ask_nothing_first)
         events.register_last("before-call.s3.DeleteObjects", _add_digest)
         # Last, so that requests which `endpoint` takes before they are sent are not counted.
         events.register_last("before-send.s3", count_attempt)

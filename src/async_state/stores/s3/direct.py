@@ -75,8 +75,7 @@ class Direct:
         _expect_nothing("PutObject", answer)
 
     async def delete(self, key: str) -> None:
-        url, headers = self.endpoint.of_object(key), {"Content-Length": "0"}
-        _expect_nothing("DeleteObject", await self._send("DeleteObject", "DELETE", url, headers))
+        _expect_nothing("DeleteObject", await self._send("DeleteObject", "DELETE", self.endpoint.of_object(key)))
 
     async def delete_many(self, keys: Sequence[str]) -> Sequence[Refusal]:
         body = documents.delete_document(keys)
@@ -112,6 +111,8 @@ class Direct:
             _botocore.warn("botocore.auth.S3SigV4Auth", f"{type(e).__name__}: {e}")
             raise NotSignedError from e
         signed["Accept-Encoding"] = "identity"
+        if method == "DELETE":
+            signed["Content-Length"] = "0"
         count_attempt()
         async with self.http.request(
             method, URL(url, encoded=True), headers=signed, data=_payload(body), allow_redirects=False
