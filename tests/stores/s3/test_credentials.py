@@ -95,7 +95,7 @@ def test_a_credentials_file_that_is_written_later(
     file = tmp_path / "credentials"
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     with pytest.raises(StoreCredentialsError, match="NoCredentialsError"):
-        AsyncStateBackend(Settings(url="s3://state/p", endpoint_url=moto.url, timeout=0.2)).set(task, "key", "1")
+        AsyncStateBackend(Settings(url="s3://state/p", endpoint_url=moto.url, timeout=1)).set(task, "key", "1")
     writer = threading.Timer(
         0.2, file.write_text, ["[default]\naws_access_key_id = AKIAFILE\naws_secret_access_key = secret\n"]
     )
@@ -273,8 +273,14 @@ def test_the_region_reaches_sts(
     """In a private network, no other region's STS can be reached."""
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
-    with pytest.raises(StoreError):
-        opened(s3_settings(region_name="eu-west-1", timeout=0.5)).set(task, "key", "1")
+
+    async def until_asked() -> None:
+        operation = asyncio.ensure_future(opened(s3_settings(region_name="eu-west-1")).aset(task, "key", "1"))
+        while not proxy.hosts:
+            await asyncio.sleep(0.01)
+        operation.cancel()
+
+    asyncio.run(until_asked())
     assert set(proxy.hosts) == {"sts.eu-west-1.amazonaws.com:443"}
 
 
@@ -291,7 +297,7 @@ def test_a_proxys_password_is_in_no_error(
     monkeypatch.setenv("HTTPS_PROXY", f"http://user:pass-word@127.0.0.1:{proxy.port}")
     for port in (proxy.port, 9):
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:pass-word@127.0.0.1:{port}")
-        backend = opened(Settings(url="s3://state/p", endpoint_url="https://s3.example.com", timeout=0.5))
+        backend = opened(Settings(url="s3://state/p", endpoint_url="https://s3.example.com", max_attempts=1))
         with pytest.raises(StoreUnavailableError, match="s3://state/p/") as caught:
             backend.set(task, "key", "1")
         assert "pass-word" not in all_said(caught.value)
@@ -304,7 +310,7 @@ def test_an_endpoints_password_is_in_no_error(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
     with pytest.raises(StoreError) as caught:
-        opened(Settings(url="s3://state/p", timeout=0.3)).set(task, "key", "1")
+        opened(Settings(url="s3://state/p", timeout=2)).set(task, "key", "1")
     for secret in "pass-word", "pass/word":
         assert secret not in all_said(caught.value)
 
