@@ -20,6 +20,7 @@ The reasons for this design:
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import concurrent.futures.thread  # noqa: F401 - see `os.register_at_fork` below
 import contextlib
@@ -30,7 +31,6 @@ import socket
 import threading
 import time
 import weakref
-from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -100,7 +100,7 @@ class _Loop(asyncio.SelectorEventLoop):
             self.call_soon_threadsafe(deliver, result, error)
 
         try:
-            start_new_thread(work, ())
+            _thread.start_new_thread(work, ())
         except RuntimeError:
             # The interpreter is exiting and starts no thread any more. Nobody else needs the I/O thread by now.
             work()
@@ -190,7 +190,7 @@ class _IoThread:
             StoreError: The interpreter is exiting and starts no thread any more.
         """
         try:
-            start_new_thread(self._main, ())
+            _thread.start_new_thread(self._main, ())
         except RuntimeError as e:
             raise StoreError(
                 "the state store was used for the first time while the interpreter exits (in an atexit function, for "
@@ -454,7 +454,8 @@ async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **k
             answered.set_result(None)
 
     call = _Call(io.loop, lambda: back.send(wake), bound)
-    there.send(call.begin)
+    # A task that is cancelled cancels at once what it awaits, but comes to the line below in its next step only.
+    there.send(lambda: None if answered.cancelled() else call.begin())
     try:
         await answered
     except BaseException:

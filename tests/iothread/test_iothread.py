@@ -408,8 +408,12 @@ def test_closing_ends_connections_and_the_next_use_opens_new_ones(
     assert wire.opened == 2
 
 
+class Owner:
+    """Can be referred to weakly, as a store can and a bare object can't."""
+
+
 async def test_a_resource_is_opened_once_and_after_a_cancelled_opening_again() -> None:
-    owner = object()
+    owner = Owner()
     opened: list[str] = []
     opening = threading.Event()
 
