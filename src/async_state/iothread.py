@@ -307,9 +307,12 @@ class _Call(Generic[T]):
 
 
 class _Blocking(threading.local):
-    """Whether this thread drives a coroutine for a blocking caller, and under which event loop (or none)."""
+    """How many coroutines this thread drives for blocking callers, and under which event loop (or none).
 
-    active = False
+    More than one where a signal handler calls `run` while its thread is in `run`.
+    """
+
+    depth = 0
     loop: asyncio.AbstractEventLoop | None = None
 
 
@@ -422,7 +425,12 @@ def awaits_in_place() -> bool:
 
 def blocks() -> bool:
     """Tell whether the code that calls this is driven by `run`, and must block its thread where it has to wait."""
-    return _blocking.active and _blocking.loop is asyncio._get_running_loop()
+    return _blocking.depth > 0 and _blocking.loop is asyncio._get_running_loop()
+
+
+def interrupts() -> bool:
+    """Tell whether `run` drives this code inside another `run` of its thread, as in a signal handler."""
+    return _blocking.depth > 1 and blocks()
 
 
 async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -482,12 +490,12 @@ def _wait(io: _IoThread, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 @contextlib.contextmanager
 def _blocked() -> Iterator[None]:
-    before = _blocking.active, _blocking.loop
-    _blocking.active, _blocking.loop = True, asyncio._get_running_loop()
+    before = _blocking.depth, _blocking.loop
+    _blocking.depth, _blocking.loop = before[0] + 1, asyncio._get_running_loop()
     try:
         yield
     finally:
-        _blocking.active, _blocking.loop = before
+        _blocking.depth, _blocking.loop = before
 
 
 async def resource(owner: object, open_: Callable[[], AbstractAsyncContextManager[T]]) -> T:
