@@ -9,7 +9,7 @@ import inspect
 import sys
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextvars import ContextVar
 
 import anyio
@@ -495,7 +495,7 @@ async def test_a_cancellation_that_nobody_asked_for_is_an_error() -> None:
     with pytest.raises(StoreUnavailableError, match="did not cancel it"):
         await iothread.arun(cancelled_from_inside)
     with pytest.raises(StoreUnavailableError, match="did not cancel it"):
-        await asyncio.to_thread(iothread.run, iothread.arun, cancelled_from_inside)
+        await asyncio.to_thread(lambda: iothread.run(iothread.arun, cancelled_from_inside))
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
@@ -519,7 +519,7 @@ def test_a_synchronous_call_refuses_what_only_a_loop_can_wait_for() -> None:
         await Sleep()
 
     class Sleep:
-        def __await__(self) -> Iterator[None]:
+        def __await__(self) -> Generator[None, None, None]:
             yield
 
     with pytest.raises(RuntimeError, match="where no event loop runs"):

@@ -184,7 +184,7 @@ def test_a_forked_process_starts_with_all_slots_free() -> None:
                 try:
                     asyncio_free = limiter.slot(0)
                     with pytest.raises(StopIteration):
-                        asyncio_free.__aenter__().send(None)  # type: ignore[attr-defined]
+                        asyncio_free.__aenter__().send(None)
                     status = 0
                 finally:
                     os._exit(status)

@@ -13,7 +13,7 @@ def use() -> None:
     try:
         iothread.run(iothread.arun, anyio.sleep, 0)
     except StoreError as e:
-        assert sys.version_info >= (3, 12)  # noqa: UP036
+        assert sys.version_info >= (3, 12)
         print("refused" if "while the interpreter exits" in str(e) else e)
     else:
         print("used")
