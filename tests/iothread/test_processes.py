@@ -110,7 +110,9 @@ def test_an_interpreter_ends_in_the_middle_of_a_look_up() -> None:
 
 
 def test_a_first_use_at_exit_works_or_says_why_not() -> None:
-    assert run_alone("at_exit") == ("refused\n" if sys.version_info >= (3, 12) else "used\n")
+    said = run_alone("at_exit")
+    # Python 3.12 starts no thread any more by then.
+    assert said == "used\n" or (said, sys.version_info >= (3, 12)) == ("refused\n", True)
 
 
 @pytest.mark.parametrize("handler", ["use", "raise"])
