@@ -20,6 +20,7 @@ The reasons for this design:
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import concurrent.futures.thread  # noqa: F401 - see `os.register_at_fork` below
 import contextlib
@@ -30,7 +31,6 @@ import socket
 import threading
 import time
 import weakref
-from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -100,7 +100,7 @@ class _Loop(asyncio.SelectorEventLoop):
             self.call_soon_threadsafe(deliver, result, error)
 
         try:
-            start_new_thread(work, ())
+            _thread.start_new_thread(work, ())
         except RuntimeError:
             # The interpreter is exiting and starts no thread any more. Nobody else needs the I/O thread by now.
             work()
@@ -190,7 +190,7 @@ class _IoThread:
             StoreError: The interpreter is exiting and starts no thread any more.
         """
         try:
-            start_new_thread(self._main, ())
+            _thread.start_new_thread(self._main, ())
         except RuntimeError as e:
             raise StoreError(
                 "the state store was used for the first time while the interpreter exits (in an atexit function, for "
@@ -307,9 +307,12 @@ class _Call(Generic[T]):
 
 
 class _Blocking(threading.local):
-    """Whether this thread drives a coroutine for a blocking caller, and under which event loop (or none)."""
+    """How many coroutines this thread drives for blocking callers, and under which event loop (or none).
 
-    active = False
+    More than one where a signal handler calls `run` while its thread is in `run`.
+    """
+
+    depth = 0
     loop: asyncio.AbstractEventLoop | None = None
 
 
@@ -422,7 +425,12 @@ def awaits_in_place() -> bool:
 
 def blocks() -> bool:
     """Tell whether the code that calls this is driven by `run`, and must block its thread where it has to wait."""
-    return _blocking.active and _blocking.loop is asyncio._get_running_loop()
+    return _blocking.depth > 0 and _blocking.loop is asyncio._get_running_loop()
+
+
+def interrupts() -> bool:
+    """Tell whether `run` drives this code inside another `run` of its thread, as in a signal handler."""
+    return _blocking.depth > 1 and blocks()
 
 
 async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -454,7 +462,8 @@ async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **k
             answered.set_result(None)
 
     call = _Call(io.loop, lambda: back.send(wake), bound)
-    there.send(call.begin)
+    # A task that is cancelled cancels at once what it awaits, but comes to the line below in its next step only.
+    there.send(lambda: None if answered.cancelled() else call.begin())
     try:
         await answered
     except BaseException:
@@ -481,12 +490,12 @@ def _wait(io: _IoThread, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 @contextlib.contextmanager
 def _blocked() -> Iterator[None]:
-    before = _blocking.active, _blocking.loop
-    _blocking.active, _blocking.loop = True, asyncio._get_running_loop()
+    before = _blocking.depth, _blocking.loop
+    _blocking.depth, _blocking.loop = before[0] + 1, asyncio._get_running_loop()
     try:
         yield
     finally:
-        _blocking.active, _blocking.loop = before
+        _blocking.depth, _blocking.loop = before
 
 
 async def resource(owner: object, open_: Callable[[], AbstractAsyncContextManager[T]]) -> T:

@@ -130,32 +130,38 @@ class _Place:
 class Slot:
     """One operation's slot. It is given back at the end of the block, or when the block is never entered."""
 
-    __slots__ = ("_limiter", "_place", "_timeout")
+    # Where a signal handler interrupts the constructor, `__del__` finds this.
+    _place: _Place | None = None
 
     def __init__(self, limiter: Limiter, timeout: float) -> None:
         self._limiter = limiter
         self._timeout = timeout
-        self._place = _Place()
 
     async def __aenter__(self) -> float:
-        if self._limiter._enter(self._place):
+        place = self._place = _Place()
+        if self._limiter._enter(place) or iothread.interrupts():
+            # A signal handler must not wait for the operation that it interrupts.
             return self._timeout
         began = time.monotonic()
         try:
             if iothread.blocks():
-                may_run = self._place.wait(self._timeout)
+                may_run = place.wait(self._timeout)
             else:
-                may_run = await self._place.await_(self._timeout)
+                may_run = await place.await_(self._timeout)
             if not may_run:
                 raise TimeoutError("no slot became free in time")
         except BaseException:
-            self._limiter._leave(self._place)
+            self._limiter._leave(place)
             raise
         return max(self._timeout - (time.monotonic() - began), 0)
 
     async def __aexit__(self, *_: object) -> None:
-        self._limiter._leave(self._place)
+        self._give_back()
 
     def __del__(self) -> None:
         # An exception of a signal handler may come between two steps of the block's beginning or end.
-        self._limiter._leave(self._place)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._place is not None:
+            self._limiter._leave(self._place)

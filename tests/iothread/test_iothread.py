@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import sys
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextvars import ContextVar
 
 import anyio
@@ -18,6 +19,7 @@ from airflow.sdk.state import BaseStoreBackend, TaskScope
 from pydantic import JsonValue
 
 from async_state import AsyncStateBackend, Settings, iothread
+from async_state.errors import StoreUnavailableError
 from tests.programs.wire import PATIENCE, Hold, Relay, relay
 
 pytestmark = pytest.mark.anyio
@@ -408,8 +410,12 @@ def test_closing_ends_connections_and_the_next_use_opens_new_ones(
     assert wire.opened == 2
 
 
+class Owner:
+    """Can be referred to weakly, as a store can and a bare object can't."""
+
+
 async def test_a_resource_is_opened_once_and_after_a_cancelled_opening_again() -> None:
-    owner = object()
+    owner = Owner()
     opened: list[str] = []
     opening = threading.Event()
 
@@ -434,6 +440,120 @@ async def test_a_resource_is_opened_once_and_after_a_cancelled_opening_again() -
     assert opened == ["opened", "opened"]
     await iothread.arun(iothread.release, owner)
     assert opened == ["opened", "opened", "closed"]
+
+
+async def test_a_resource_is_closed_once_its_owner_is_gone() -> None:
+    events: list[str] = []
+    closed = threading.Event()
+
+    @contextlib.asynccontextmanager
+    async def open_() -> AsyncIterator[None]:
+        yield
+        events.append(threading.current_thread().name)
+        closed.set()
+
+    async def use(owner: Owner) -> None:
+        await iothread.resource(owner, open_)
+
+    tasks = await tasks_of_io_loop()
+    for _ in range(20):
+        owner = Owner()
+        await iothread.arun(use, owner)
+        del owner
+        gc.collect()
+        assert await asyncio.to_thread(closed.wait, PATIENCE)
+        closed.clear()
+    assert events == [iothread.THREAD_NAME] * 20
+    await until_tasks_of_io_loop(tasks)
+    assert not iothread._io().open
+
+
+async def test_a_resource_that_can_not_be_closed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    @contextlib.asynccontextmanager
+    async def open_() -> AsyncIterator[None]:
+        yield
+        raise OSError("broken")
+
+    async def use(owner: Owner) -> None:
+        await iothread.resource(owner, open_)
+
+    await iothread.arun(use, Owner())
+    gc.collect()
+    await until(lambda: bool(caplog.records))
+    assert "were not closed" in caplog.text
+
+
+# Errors.
+
+
+async def cancelled_from_inside() -> None:
+    asyncio.current_task().cancel()  # type: ignore[union-attr]
+    await asyncio.sleep(0)
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_an_error() -> None:
+    with pytest.raises(StoreUnavailableError, match="did not cancel it"):
+        await iothread.arun(cancelled_from_inside)
+    with pytest.raises(StoreUnavailableError, match="did not cancel it"):
+        await asyncio.to_thread(lambda: iothread.run(iothread.arun, cancelled_from_inside))
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+async def test_every_error_reaches_the_caller_and_not_the_io_loop(error: type[BaseException]) -> None:
+    async def fail() -> None:
+        raise error("said")
+
+    async def catch() -> str:
+        try:
+            await iothread.arun(fail)
+        except error as e:
+            return str(e)
+        return ""
+
+    assert await catch() == "said"
+    assert await asyncio.to_thread(iothread.run, catch) == "said"
+
+
+def test_a_synchronous_call_refuses_what_only_a_loop_can_wait_for() -> None:
+    async def sleep() -> None:
+        await Sleep()
+
+    class Sleep:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    with pytest.raises(RuntimeError, match="where no event loop runs"):
+        iothread.run(sleep)
+
+
+def test_a_blocking_caller_does_its_own_part_on_its_own_thread() -> None:
+    async def where() -> str:
+        return threading.current_thread().name
+
+    async def operation() -> tuple[str, str, str]:
+        return await where(), await iothread.arun(where), await where()
+
+    here = threading.current_thread().name
+    assert iothread.run(operation) == (here, iothread.THREAD_NAME, here)
+
+
+async def test_blocking_does_not_leak_to_other_tasks_of_the_loop() -> None:
+    seen: list[bool] = []
+
+    async def look() -> None:
+        seen.append(iothread.blocks())
+
+    async def operation() -> None:
+        asyncio.get_running_loop().call_soon(lambda: seen.append(iothread.blocks()))
+        other = asyncio.create_task(look())
+        others.append(other)
+        seen.append(iothread.blocks())
+        await iothread.arun(anyio.sleep, 0)
+
+    others: list[asyncio.Task[None]] = []
+    iothread.run(operation)
+    await others[0]
+    assert seen == [True, False, False]
 
 
 async def test_a_resource_is_refused_elsewhere_than_on_the_io_thread() -> None:

@@ -87,12 +87,38 @@ def test_a_fork_in_the_first_operation_leaves_no_lock_held(run: Run, moment: str
     program.end()
 
 
-def test_a_fork_and_the_io_thread_do_not_wait_for_each_other() -> None:
-    command = [sys.executable, "-m", "tests.programs.fork_and_executor"]
+def run_alone(name: str, *arguments: str) -> str:
+    """Run a program in an interpreter that has not imported Airflow, and return what it says."""
+    command = [sys.executable, "-m", f"tests.programs.{name}", *arguments]
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], check=False, capture_output=True, text=True, timeout=PATIENCE
+        command, cwd=Path(__file__).parents[2], check=False, capture_output=True, text=True, timeout=2 * PATIENCE
     )
     assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout
+
+
+def test_a_fork_and_the_io_thread_do_not_wait_for_each_other() -> None:
+    run_alone("fork_and_executor")
+
+
+def test_a_fork_waits_for_look_ups() -> None:
+    run_alone("look_up", "fork")
+
+
+def test_an_interpreter_ends_in_the_middle_of_a_look_up() -> None:
+    run_alone("look_up", "exit")
+
+
+def test_a_first_use_at_exit_works_or_says_why_not() -> None:
+    said = run_alone("at_exit")
+    # Python 3.12 starts no thread any more by then.
+    assert said == "used\n" or (said, sys.version_info >= (3, 12)) == ("refused\n", True)
+
+
+@pytest.mark.parametrize("handler", ["use", "raise"])
+def test_a_signal_handler_may_use_state_or_raise_at_any_moment(handler: str) -> None:
+    # The program takes every moment in turn if it is told to go by ones.
+    assert int(run_alone("any_moment", handler, "19")) > 200
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

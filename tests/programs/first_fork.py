@@ -4,12 +4,14 @@ The moment is named on the command line: a module that the I/O thread is importi
 thread is being started.
 """
 
+import _thread
 import os
 import sys
 import threading
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 from tests.programs.common import fork, outcome, say, start, use
 from tests.programs.wire import PATIENCE
@@ -47,24 +49,20 @@ class SlowImport:
         return None
 
 
-class SlowThread(threading.Thread):
-    """A thread that takes its time to start."""
-
-    moment: Moment
-
-    def start(self) -> None:
-        if self.name == "async_state-io" and not self.moment.forking.is_set():
-            self.moment.here()
-        super().start()
-
-
 def main() -> None:
     where = sys.argv[3]
     backend = start()
-    moment = SlowThread.moment = Moment()
+    moment = Moment()
     first = threading.Thread(target=use, args=(backend, "parent"), daemon=True)
     if where == "start":
-        threading.Thread = SlowThread  # type: ignore[misc]
+        start_new_thread = _thread.start_new_thread
+
+        def start_slowly(*arguments: Any) -> int:
+            if not moment.forking.is_set():
+                moment.here()
+            return start_new_thread(*arguments)
+
+        _thread.start_new_thread = start_slowly
     else:
         assert where not in sys.modules
         sys.meta_path.insert(0, SlowImport(where, moment))
