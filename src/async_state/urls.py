@@ -91,7 +91,7 @@ def check_endpoint(url: str) -> str:
         usable = parts.scheme in ("http", "https") and parts.port != 0 and _is_host(parts.hostname or "")
     except ValueError:  # no port, or no IPv6 address
         usable = False
-    if not usable or "?" in url or "#" in url or re.search(r"[\s\0-\x1f]", url):
+    if not usable or not url.isascii() or re.search(r"[\s\0-\x1f?#]", url):
         raise ValueError(f"must be an http:// or https:// URL of a host, not {_shown(url)!r}")
     return url
 
