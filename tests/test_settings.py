@@ -98,6 +98,7 @@ def test_what_is_unset_or_empty_has_its_default(monkeypatch: pytest.MonkeyPatch)
         ("url", "s3://bucket/" + "x" * 400, "1,024"),
         ("url", "s3://bucket/a?versionId=1", "query"),
         ("url", "s3://conn@bucket/a", "aws_conn_id"),
+        ("url", "s3://KEY:SECRET/WITH/SLASH@bucket", "must not hold credentials"),
         ("url", "file://host/path", "absolute path"),
         ("url", "file:///", "absolute path"),
         ("trusted_urls", "s3://ok/a,nonsense", "'nonsense'"),
