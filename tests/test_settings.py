@@ -98,6 +98,7 @@ def test_what_is_unset_or_empty_has_its_default(monkeypatch: pytest.MonkeyPatch)
         ("url", "s3://bucket/" + "x" * 400, "1,024"),
         ("url", "s3://bucket/a?versionId=1", "query"),
         ("url", "s3://conn@bucket/a", "aws_conn_id"),
+        ("url", "s3://KEY:SECRET/WITH/SLASH@bucket", "must not hold credentials"),
         ("url", "file://host/path", "absolute path"),
         ("url", "file:///", "absolute path"),
         ("trusted_urls", "s3://ok/a,nonsense", "'nonsense'"),
@@ -125,7 +126,7 @@ def test_what_is_unset_or_empty_has_its_default(monkeypatch: pytest.MonkeyPatch)
         ("region_name", "https://eu", "eu-central-1"),
         ("region_name", "1", "eu-central-1"),
         ("region_name", "x" * 64, "eu-central-1"),
-        ("aws_conn_id", "aws default", "without spaces"),
+        ("aws_conn_id", "aws default", "id of a connection"),
         ("server_side_encryption", "rot13", "AES256"),
         ("sse_kms_key_id", "alias/x", "server_side_encryption"),
         ("patch_accessors", "maybe", "True or False"),
@@ -159,6 +160,7 @@ def test_contract_25_a_bad_option_fails_in_the_constructor_with_its_full_name(
         ("endpoint_url", "admin:hunter2@host"),
         ("endpoint_url", "https://host/?token=hunter2"),
         ("region_name", "https://admin:hunter2@host"),
+        ("aws_conn_id", "aws://KEY:hunter2@"),
     ],
 )
 def test_a_secret_in_a_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch, option: str, value: str) -> None:
@@ -262,7 +264,7 @@ def test_every_unknown_option_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         AsyncStateBackend()
     endpoint, other = str(caught.value).split("; [")
     assert "did you mean endpoint_url" in endpoint
-    assert other == "async_state] xyzzy: there is no such option; remove it (found AIRFLOW__ASYNC_STATE__XYZZY)"
+    assert other == "async_state] xyzzy: there is no such option; remove it (found as AIRFLOW__ASYNC_STATE__XYZZY)"
 
 
 @pytest.mark.parametrize("suffix", ["_CMD", "_SECRET"])

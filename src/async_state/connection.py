@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -177,7 +177,7 @@ def _changes_nothing(name: str, value: Any) -> bool:
     return value in (None, "", {}, [])
 
 
-def _checked(conn_id: str, name: str, given: Mapping[str, str], check: Any) -> str | None:
+def _checked(conn_id: str, name: str, given: Mapping[str, str], check: Callable[[str], str]) -> str | None:
     try:
         return check(given[name]) if name in given else None
     except ValueError as e:

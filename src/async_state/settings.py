@@ -1,7 +1,9 @@
 """The options of ``[async_state]``: one frozen dataclass, with one field for each option.
 
 A field holds all that there is to say of its option: type, default, description, example and check. The provider info
-(``airflow config list``) and the table in the README are made from the fields.
+(``airflow config list``) and the table in the README are made from the fields. To add an option, add a field; one for
+S3 also needs a line where the arguments of S3's requests are made, and README its table anew
+(``python -m tests.project.test_readme``).
 """
 
 from __future__ import annotations
@@ -9,20 +11,18 @@ from __future__ import annotations
 import configparser
 import dataclasses
 import math
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
 
-from async_state import codec, urls
+from async_state import codec, misspelt, urls
 from async_state.errors import ConfigurationError
 from async_state.urls import default_url as default_url
 
 T = TypeVar("T")
 
 SECTION: Final = "async_state"
-_VARIABLE: Final = "AIRFLOW__ASYNC_STATE__"
 
 
 def _option(
@@ -75,6 +75,13 @@ def _compression(value: str) -> str:
     _one_of("none", "gzip", "zstd")(value)
     if value == "zstd" and not codec.zstd_available():
         raise ValueError("zstd needs the extra: pip install 'airflow-async-state[zstd]', or use gzip")
+    return value
+
+
+def _connection_id(value: str) -> str:
+    # What Airflow allows. A connection's URI is none, and would have its password repeated in errors.
+    if not re.fullmatch(r"[\w#!()\-.:/\\]{1,250}", value):
+        raise ValueError(f"must be the id of a connection, not {urls.shown(value)!r}")
     return value
 
 
@@ -187,7 +194,7 @@ class Settings:
         None,
         "The Airflow connection, of type aws, that holds the credentials. Empty: botocore's own chain finds them, and "
         "they never pass through the API server.",
-        check=_name,
+        check=_connection_id,
         example="aws_default",
     )
     server_side_encryption: str | None = _option(
@@ -235,7 +242,7 @@ class Settings:
         Raises:
             ConfigurationError: An option can't be used, or there is no such option. The message has its full name.
         """
-        _refuse_unknown(conf)
+        misspelt.refuse_unknown(conf, SECTION, [option.name for option in dataclasses.fields(cls)])
         given = {}
         for option in dataclasses.fields(cls):
             try:
@@ -318,47 +325,6 @@ def _checked(option: dataclasses.Field[Any], value: Any) -> Any:
         return check(value) if check else value
     except ValueError as e:
         raise _bad(option.name, str(e)) from None
-
-
-def _refuse_unknown(conf: Any) -> None:
-    """Raise a `ConfigurationError` for what was set and can't take effect, as a misspelt option can't.
-
-    Without it, tasks would use the default in its place: AWS instead of the endpoint, say.
-    """
-    known = [option.name for option in dataclasses.fields(Settings)]
-    problems = [f"{name} in airflow.cfg" for name in _in_file(conf) if name not in known]
-    problems += [
-        variable
-        for variable in sorted(os.environ)
-        if variable.startswith(_VARIABLE) and variable not in {_VARIABLE + name.upper() for name in known}
-    ]
-    # `AIRFLOW__ASYNC_STATE_URL`: Airflow sees no section in it.
-    problems += [name for name in sorted(os.environ) if re.fullmatch(r"AIRFLOW__ASYNC_STATE_(?!_)(?:(?!__).)+", name)]
-    if problems:
-        raise ConfigurationError("; ".join(_unknown(problem, known) for problem in problems))
-
-
-def _in_file(conf: Any) -> Iterable[str]:
-    try:
-        return [name for name in conf.options(SECTION) if name not in conf.defaults()]
-    except Exception:
-        # There is no such section, or another kind of configuration: what is set there can't be listed.
-        return []
-
-
-def _unknown(place: str, known: list[str]) -> str:
-    import difflib
-
-    name = re.sub(r"^AIRFLOW__ASYNC_STATE_+", "", place).removesuffix(" in airflow.cfg").lower()
-    base = re.sub(r"_(cmd|secret)$", "", name)
-    if base in known and base != name:
-        return (
-            f"[{SECTION}] {name}: Airflow runs a command or asks a secrets backend only for options that are "
-            f"sensitive, and {base} is not; set {base} itself (found {place})"
-        )
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    advice = f"did you mean {nearest[0]} ({_VARIABLE}{nearest[0].upper()})?" if nearest else "remove it"
-    return f"[{SECTION}] {name}: there is no such option; {advice} (found {place})"
 
 
 def _bad(option: str, what: str) -> ConfigurationError:

@@ -49,15 +49,15 @@ def check_base(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError:  # a bracket, or a character that stands for another
-        raise ValueError(f"is no URL: {_shown(url)!r}") from None
+        raise ValueError(f"is no URL: {shown(url)!r}") from None
     if parts.scheme not in _CHECKS:
         schemes = ", ".join(f"{scheme}://" for scheme in _CHECKS)
-        raise ValueError(f"must start with {schemes}; {_shown(url)!r} does not")
+        raise ValueError(f"must start with {schemes}; {shown(url)!r} does not")
     # A secret that holds a slash ends what is parsed as the host.
     if "@" in parts.netloc or (":" in parts.netloc and "@" in url):
         raise ValueError("must not hold credentials or a connection id; see [async_state] aws_conn_id")
     if "?" in url or "#" in url:
-        raise ValueError(f"must not have a query or a fragment: {_shown(url)!r}")
+        raise ValueError(f"must not have a query or a fragment: {shown(url)!r}")
     _CHECKS[parts.scheme](parts)
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
@@ -91,8 +91,8 @@ def check_endpoint(url: str) -> str:
         usable = parts.scheme in ("http", "https") and parts.port != 0 and _is_host(parts.hostname or "")
     except ValueError:  # no port, or no IPv6 address
         usable = False
-    if not usable or "?" in url or "#" in url or re.search(r"[\s\0-\x1f]", url):
-        raise ValueError(f"must be an http:// or https:// URL of a host, not {_shown(url)!r}")
+    if not usable or not url.isascii() or re.search(r"[\s\0-\x1f?#]", url):
+        raise ValueError(f"must be an http:// or https:// URL of a host, not {shown(url)!r}")
     return url
 
 
@@ -103,8 +103,16 @@ def check_region(name: str) -> str:
         ValueError: it is no label of a host name.
     """
     if not _REGION.fullmatch(name):
-        raise ValueError(f"must be a region such as eu-central-1, not {_shown(name)!r}")
+        raise ValueError(f"must be a region such as eu-central-1, not {shown(name)!r}")
     return name
+
+
+def shown(url: str) -> str:
+    """Return one URL, which may be wrong in any way, without credentials, query and fragment."""
+    scheme = _SCHEME.match(url)
+    start = scheme[0] if scheme else ""
+    _, at, rest = url[len(start) :].rpartition("@")
+    return start + ("***@" if at else "") + re.split("[?#]", rest)[0]
 
 
 def mask(text: str) -> str:
@@ -117,7 +125,7 @@ def mask(text: str) -> str:
     # A password with a space is several words, but a variable that holds it tells where it ends.
     for value in os.environ.values():
         if "@" in value and "://" in value and value in text:
-            text = text.replace(value, _shown(value))
+            text = text.replace(value, shown(value))
     text = re.sub(r"\S+", lambda word: _masked(word[0]), text)
     return _SECRET_PARAMETER.sub(r"\1***", text)
 
@@ -129,20 +137,13 @@ def _masked(word: str) -> str:
     return f"***@{after}" if at and ":" in before else word
 
 
-def _shown(url: str) -> str:
-    scheme = _SCHEME.match(url)
-    start = scheme[0] if scheme else ""
-    _, at, rest = url[len(start) :].rpartition("@")
-    return start + ("***@" if at else "") + re.split("[?#]", rest)[0]
-
-
 def _check_s3(parts: SplitResult) -> None:
     if not _BUCKET.fullmatch(parts.netloc):
-        raise ValueError(f"must name a bucket, s3://bucket/prefix, not {_shown(parts.geturl())!r}")
+        raise ValueError(f"must name a bucket, s3://bucket/prefix, not {shown(parts.geturl())!r}")
     prefix = parts.path.rstrip("/").removeprefix("/")
     for segment in prefix.split("/") if prefix else ():
         if not segment:
-            raise ValueError(f"must not have two slashes in a row in the prefix: {_shown(parts.geturl())!r}")
+            raise ValueError(f"must not have two slashes in a row in the prefix: {shown(parts.geturl())!r}")
         if not _PREFIX_SEGMENT.fullmatch(segment) or segment in (".", ".."):
             raise ValueError(f"the prefix may hold letters, digits and !_.*'()=:@- only, not {segment!r}")
     if len(prefix) > MAX_PREFIX_BYTES:
@@ -153,7 +154,7 @@ def _check_s3(parts: SplitResult) -> None:
 
 def _check_file(parts: SplitResult) -> None:
     if parts.netloc or not parts.path.strip("/"):
-        raise ValueError(f"must be an absolute path, file:///path, not {_shown(parts.geturl())!r}")
+        raise ValueError(f"must be an absolute path, file:///path, not {shown(parts.geturl())!r}")
     try:
         usable = b"\0" not in os.fsencode(unquote(parts.path))
     except UnicodeEncodeError:

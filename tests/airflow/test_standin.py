@@ -284,7 +284,7 @@ def test_a_bad_option_is_logged_and_breaks_nothing() -> None:
 
 
 def test_without_a_backend_next_to_nothing_is_imported() -> None:
-    options = {"errors", "codec", "keys", "settings", "provider_info"}
+    options = {"errors", "codec", "keys", "settings", "misspelt", "urls", "provider_info"}
     expected = {"async_state", "async_state.plugin", *(f"async_state.{name}" for name in options)}
     assert in_process(loaded)["modules"] <= expected
 

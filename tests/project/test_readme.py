@@ -30,6 +30,9 @@ def test_the_configuration_shown_is_right() -> None:
     assert Settings(**dict(parser[SECTION])).url == "s3://my-bucket/airflow-state"  # type: ignore[arg-type]
     module, _, name = parser["workers"]["state_store_backend"].rpartition(".")
     assert hasattr(__import__(module), name)
+    variables = re.findall(r"^export AIRFLOW__(\w+?)__(\w+)=(.*)$", README.read_text(), re.MULTILINE)
+    shown = {section: dict(parser[section]) for section in parser.sections()}
+    assert variables == [(s.upper(), o.upper(), value) for s in shown for o, value in shown[s].items()]
 
 
 def test_links_lead_somewhere() -> None:

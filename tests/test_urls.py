@@ -1,0 +1,161 @@
+"""URLs of options and connections: which are taken, and how they are shown."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from aiohttp import ClientHttpProxyError, RequestInfo
+from botocore.exceptions import EndpointConnectionError, ProxyConnectionError
+from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url, validate_region_name
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from async_state import urls
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("s3://bucket", "s3://bucket"),
+        ("s3://bucket/", "s3://bucket"),
+        ("s3://bucket/a/b/", "s3://bucket/a/b"),
+        ("S3://bucket/a@b:c", "s3://bucket/a@b:c"),
+        ("file:///a%20b/", "file:///a%20b"),
+        ("memory://", "memory://"),
+        ("memory://name/", "memory://name"),
+    ],
+)
+def test_a_base_has_no_slash_at_its_end(url: str, base: str) -> None:
+    assert urls.check_base(url) == base
+    assert urls.check_base(base) == base
+
+
+ENDPOINTS = [
+    "https://s3.example.com",
+    "https://s3.example.com.",
+    "http://localhost:9000",
+    "http://minio",
+    "http://10.0.0.1:9000/path/",
+    "http://[::1]:9000",
+    "http://[fe80::1%25eth0]:9000",
+    "http://my_minio:9000",
+    "http://-minio",
+    "http://minio-",
+    "http://a..b",
+    "http://.",
+    "http://",
+    "http://[::1",
+    "http://[::x]",
+    "http://" + "a" * 64,
+    "http://" + "a." * 127 + "a",
+    "http://" + "a." * 128 + "a",
+    "http://min\u0131o",
+    "http://mini\u212a",
+    "http://host\t",
+    "http://ho\nst",
+]
+
+
+@pytest.mark.parametrize("url", ENDPOINTS)
+def test_an_endpoint_is_taken_if_botocore_takes_it(url: str) -> None:
+    try:
+        # botocore's expression takes a few letters beyond ASCII for their look-alikes, which no host has.
+        taken = url.isascii() and bool(is_valid_endpoint_url(url) or is_valid_ipv6_endpoint_url(url))
+    except ValueError:
+        taken = False
+    if taken:
+        assert urls.check_endpoint(url) == url
+    else:
+        with pytest.raises(ValueError, match="must be an http:// or https:// URL"):
+            urls.check_endpoint(url)
+
+
+@given(st.text(alphabet="aZ09-._ \n", min_size=1, max_size=66))
+def test_a_region_is_taken_if_botocore_takes_it(name: str) -> None:
+    try:
+        validate_region_name(name)
+        # botocore's expression allows a line break at the end.
+        taken = not name.endswith("\n")
+    except Exception:
+        taken = False
+    if taken:
+        assert urls.check_region(name) == name
+    else:
+        with pytest.raises(ValueError, match="must be a region"):
+            urls.check_region(name)
+
+
+def proxy_error() -> str:
+    url = URL("http://admin:hunter2@proxy:3128")
+    headers: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
+    return repr(ClientHttpProxyError(RequestInfo(url, "CONNECT", headers, url), (), status=407, message="no"))
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("", ""),
+        ("no URL, but a mail to someone@example.com", "no URL, but a mail to someone@example.com"),
+        ("at https://host:9000/bucket/key?list-type=2", "at https://host:9000/bucket/key?list-type=2"),
+        ("Invalid endpoint: https://admin:hunter2@host", "Invalid endpoint: https://***@host"),
+        ("Invalid endpoint: https://admin:hunter2/ss@host/x", "Invalid endpoint: https://***@host/x"),
+        ("Invalid endpoint: https://admin:a@hunter2@host", "Invalid endpoint: https://***@host"),
+        ("Invalid endpoint: https://admin:a?hunter2#b@host", "Invalid endpoint: https://***@host"),
+        ("Invalid endpoint: https://admin:://hunter2@host", "Invalid endpoint: https://***@host"),
+        ("Invalid endpoint: https://hunter2@host", "Invalid endpoint: https://***@host"),
+        ("'https://admin:hunter2@host', 'http://b'", "'https://***@host', 'http://b'"),
+        ("https://a,https://admin:hunter2@host", "https://***@host"),
+        ("s3://KEY:hunter2/WITH/SLASH@bucket", "s3://***@bucket"),
+        ("proxy admin:hunter2@proxy:3128", "proxy ***@proxy:3128"),
+        (
+            "https://host/k?X-Amz-Credential=hunter2&X-Amz-Date=1&X-Amz-Signature=hunter2",
+            "https://host/k?X-Amz-Credential=***&X-Amz-Date=1&X-Amz-Signature=***",
+        ),
+        ("http://host/?authToken=hunter2'", "http://host/?authToken=***'"),
+    ],
+)
+def test_credentials_of_urls_are_masked(text: str, masked: str) -> None:
+    assert urls.mask(text) == masked
+    assert urls.mask(masked) == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        proxy_error(),
+        str(EndpointConnectionError(endpoint_url="https://admin:hunter2/x@host/bucket/key", error="no")),
+        str(ProxyConnectionError(proxy_url="http://admin:hunter2@proxy:3128", error="no")),
+    ],
+)
+def test_what_clients_say_of_endpoints_and_proxies_is_masked(text: str) -> None:
+    assert "hunter2" in text
+    assert "hunter2" not in urls.mask(text)
+    assert "proxy:3128" in urls.mask(text) or "host/bucket/key" in urls.mask(text)
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "HTTPS_PROXY"])
+def test_a_password_of_several_words_is_masked_where_a_variable_holds_it(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "https://admin:pass hunter2 word@host")
+    assert urls.mask("Invalid: https://admin:pass hunter2 word@host!") == "Invalid: https://***@host!"
+
+
+secrets = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20)
+
+
+@given(secrets, secrets, st.sampled_from(["s3", "http", "https", "socks5"]), st.text(max_size=20))
+def test_no_part_of_a_password_is_left(user: str, password: str, scheme: str, words: str) -> None:
+    masked = urls.mask(f"{words} ({scheme}://{user}~{password}:SECRET{password}@host:1/path) {words}")
+    assert "SECRET" not in masked
+
+
+@pytest.mark.parametrize("word", ["://", "a", "?token", "?a", ":", "@", "http://", "a:"])
+def test_masking_takes_time_in_proportion_to_the_text(word: str) -> None:
+    """A store answers what it likes; reading each word again from each of its characters would take minutes."""
+    before = time.process_time()
+    urls.mask(word * 200_000)
+    assert time.process_time() - before < 10
