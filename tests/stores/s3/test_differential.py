@@ -196,5 +196,5 @@ async def test_both_ways_compose_the_same_requests(
                 expected = await composed(client, theirs, key, S3Options(bucket=bucket, **put))
                 assert await composed(direct[0], direct[1], key, S3Options(bucket=bucket, **put)) == expected
                 compared += len(expected)
-    assert compared >= 300
+    assert compared >= 200
     assert not [record for record in caplog.records if record.name.startswith("async_state")]
