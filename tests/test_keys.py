@@ -15,7 +15,7 @@ from async_state.errors import InvalidKeyError, InvalidScopeError, UntrustedRefE
 from async_state.keys import (
     MAX_NAME_BYTES,
     MAX_OBJECT_KEY_BYTES,
-    Plane,
+    Side,
     is_ref,
     make_ref,
     object_name,
@@ -44,18 +44,18 @@ LONG = TaskScope(dag_id="\U0001f4a5" * 250, run_id="/" * 250, task_id="é" * 250
 
 def test_names_are_readable() -> None:
     scope = TaskScope(dag_id="etl", run_id="manual__2026-01-01T00:00:00+00:00", task_id="load", map_index=3)
-    assert object_name(scope, "job_id", Plane.WORKER) == (
+    assert object_name(scope, "job_id", Side.WORKER) == (
         "v1/task/etl/manual__2026-01-01T00:00:00%2B00:00/load/3/worker/job_id"
     )
-    assert object_name(AssetScope(name="orders"), "watermark", Plane.WORKER) == "v1/asset/name/orders/worker/watermark"
-    assert object_name(AssetScope(asset_id=7), "watermark", Plane.SERVER) == "v1/asset/id/7/server/watermark"
+    assert object_name(AssetScope(name="orders"), "watermark", Side.WORKER) == "v1/asset/name/orders/worker/watermark"
+    assert object_name(AssetScope(asset_id=7), "watermark", Side.SERVER) == "v1/asset/id/7/server/watermark"
 
 
 @given(scopes, state_keys)
 @example(LONG, "\U0001f4a5" * 512)
 @example(TaskScope("d", "r", "t"), "../x")
 def test_contract_15_names_fit_s3_and_stay_below_their_scope(scope: Any, key: str) -> None:
-    name = object_name(scope, key, Plane.WORKER)
+    name = object_name(scope, key, Side.WORKER)
     assert name.isascii()
     assert name.isprintable()
     assert len(name) <= MAX_NAME_BYTES < MAX_OBJECT_KEY_BYTES
@@ -66,7 +66,7 @@ def test_contract_15_names_fit_s3_and_stay_below_their_scope(scope: Any, key: st
 @given(scopes, state_keys)
 @example(LONG, "k" * 512)
 def test_contract_07_a_ref_alone_gives_its_name_back(scope: Any, key: str) -> None:
-    name = object_name(scope, key, Plane.WORKER)
+    name = object_name(scope, key, Side.WORKER)
     ref = make_ref(BASE, name)
     assert is_ref(ref)
     assert split_ref(ref, ["s3://other", BASE]) == (BASE, name)
@@ -75,7 +75,7 @@ def test_contract_07_a_ref_alone_gives_its_name_back(scope: Any, key: str) -> No
 @given(scopes, state_keys, scopes, state_keys)
 def test_contract_15_distinct_keys_never_share_a_name(scope: Any, key: str, other: Any, other_key: str) -> None:
     same = scope == other and key == other_key
-    assert (object_name(scope, key, Plane.WORKER) == object_name(other, other_key, Plane.WORKER)) is same
+    assert (object_name(scope, key, Side.WORKER) == object_name(other, other_key, Side.WORKER)) is same
 
 
 @pytest.mark.parametrize(
@@ -92,24 +92,24 @@ def test_contract_15_distinct_keys_never_share_a_name(scope: Any, key: str, othe
 )
 def test_contract_15_look_alikes_differ(key: str, other: str) -> None:
     scope = TaskScope("d", "r", "t")
-    assert object_name(scope, key, Plane.WORKER) != object_name(scope, other, Plane.WORKER)
+    assert object_name(scope, key, Side.WORKER) != object_name(scope, other, Side.WORKER)
 
 
 def test_contract_15_an_id_can_not_forge_the_ending_of_a_long_one() -> None:
-    long = object_name(TaskScope("d" * 250, "r", "t"), "k", Plane.WORKER).split("/")[2]
-    assert object_name(TaskScope(long, "r", "t"), "k", Plane.WORKER).split("/")[2] != long
+    long = object_name(TaskScope("d" * 250, "r", "t"), "k", Side.WORKER).split("/")[2]
+    assert object_name(TaskScope(long, "r", "t"), "k", Side.WORKER).split("/")[2] != long
 
 
 def test_contract_16_reserved_words_collide_with_nothing() -> None:
     words = ["asset", "assets", "task", "v1", "name", "worker", "server", "-1"]
     names = {
-        object_name(scope, key, plane)
+        object_name(scope, key, side)
         for word in words
         for scope in (TaskScope(word, word, word), AssetScope(name=word), AssetScope(uri=word))
         for key in words
-        for plane in Plane
+        for side in Side
     }
-    assert len(names) == len(words) * 3 * len(words) * len(Plane)
+    assert len(names) == len(words) * 3 * len(words) * len(Side)
 
 
 def test_contract_14_name_uri_and_id_never_collide() -> None:
@@ -127,14 +127,14 @@ def test_contract_12_a_region_is_part_of_the_name() -> None:
     assert scope_prefix(scope(0)) == scope_prefix(legacy)
     prefixes = [scope_prefix(s, all_map_indices=True) for s in (scope(1), scope(2), legacy)]
     assert not any(a.startswith(b) for a in prefixes for b in prefixes if a is not b)
-    name = object_name(scope(1), "k", Plane.WORKER)
+    name = object_name(scope(1), "k", Side.WORKER)
     assert split_ref(make_ref(BASE, name), [BASE]) == (BASE, name)
 
 
 @pytest.mark.parametrize("key", ["", ".", "..", "k" * 513, "\ud800", None, b"k"])
 def test_contract_15_keys_that_airflow_can_not_address(key: Any) -> None:
     with pytest.raises(InvalidKeyError):
-        object_name(TaskScope("d", "r", "t"), key, Plane.WORKER)
+        object_name(TaskScope("d", "r", "t"), key, Side.WORKER)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +220,21 @@ def test_contract_10_what_is_accepted_is_canonical(ref: str) -> None:
         return
     assert make_ref(base, name) == ref
     assert not {"", ".", ".."} & set(ref.removeprefix("s3://").split("/"))
+
+
+@pytest.mark.parametrize("ref", [None, 7, 1.5, True, ["s3://bucket/prefix/k"], {"s3": "x"}, b"s3://bucket/prefix/k"])
+def test_contract_10_a_ref_that_is_no_string_is_refused(ref: Any) -> None:
+    for refuse in (is_ref, lambda ref: split_ref(ref, [BASE])):
+        with pytest.raises(UntrustedRefError, match=f"not {type(ref).__name__}"):
+            refuse(ref)
+
+
+def test_a_refused_ref_is_explained_by_the_commonest_cause_first() -> None:
+    with pytest.raises(UntrustedRefError) as caught:
+        split_ref("s3://elsewhere/v1/task/d/r/t/-1/worker/k", [BASE, "s3://other"])
+    text = str(caught.value)
+    assert f"{BASE} or s3://other" in text
+    assert text.index("every component") < text.index("trusted_urls") < text.index("REST API")
 
 
 def test_a_refused_ref_is_shown_without_its_control_characters() -> None:

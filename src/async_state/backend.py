@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from async_state import codec, compat, iothread, keys
 from async_state.errors import MissingObjectError, StoreError
-from async_state.keys import Plane
+from async_state.keys import Side
 from async_state.objects import Objects, about
 from async_state.settings import Settings, default_url
 
@@ -67,7 +67,7 @@ class AsyncStateBackend(compat.StoreBackend):
             StoreError: the store failed.
         """
         async with self._objects.turn():
-            return await self._objects.read(self._settings.url, keys.object_name(scope, key, Plane.SERVER))
+            return await self._objects.read(self._settings.url, keys.object_name(scope, key, Side.SERVER))
 
     async def aset(
         self, scope: StoreScope, key: str, value: str, *, expires_at: datetime | None = None, session: Any = None
@@ -77,12 +77,12 @@ class AsyncStateBackend(compat.StoreBackend):
         ``expires_at`` is accepted and not acted upon: nothing expires in the store by itself.
         """
         async with self._objects.turn():
-            await self._objects.write(keys.object_name(scope, key, Plane.SERVER), value)
+            await self._objects.write(keys.object_name(scope, key, Side.SERVER), value)
 
     async def adelete(self, scope: StoreScope, key: str, *, session: Any = None) -> None:
         """Delete the key's row and value, in one request; no-op if there is none. Errors as in `aclear`."""
         async with self._objects.turn():
-            names = [keys.object_name(scope, key, plane) for plane in Plane]
+            names = [keys.object_name(scope, key, side) for side in Side]
             await self._objects.purge_names(self._settings.url, names)
 
     async def aclear(self, scope: StoreScope, *, all_map_indices: bool = False, session: Any = None) -> None:
@@ -254,8 +254,8 @@ class AsyncStateBackend(compat.StoreBackend):
 
     async def _serialize(self, inline: Callable[..., str], *, value: JsonValue, key: str, scope: StoreScope) -> str:
         async with self._objects.turn():
-            name = keys.object_name(scope, key, Plane.WORKER)
-            text = codec.dump(value)
+            name = keys.object_name(scope, key, Side.WORKER)
+            text = await codec.adump(value)
             # JSON text is ASCII, so its length is its size.
             if len(text) <= self._settings.inline_threshold:
                 return inline(value=value, key=key, scope=scope)
@@ -264,13 +264,13 @@ class AsyncStateBackend(compat.StoreBackend):
 
     async def _deserialize(self, stored: str) -> JsonValue:
         if not keys.is_ref(stored):
-            value: JsonValue = codec.load(stored)
+            value: JsonValue = await codec.aload(stored)
             return value
         async with self._objects.turn():
             text = await self._objects.read(*keys.split_ref(stored, self._settings.bases))
         if text is not None:
             with about(stored):
-                found: JsonValue = codec.load(text)
+                found: JsonValue = await codec.aload(text)
             return found
         message = f"the object of the state reference {stored} is gone"
         if self._settings.on_missing == "raise":

@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import Any, Final, ParamSpec, TypeVar
-
-import anyio.to_thread
+from typing import Any, ParamSpec, TypeVar
 
 from async_state import codec, connection, iothread, purge
 from async_state.errors import CorruptObjectError
@@ -19,9 +17,6 @@ from async_state.stores import Store, open_store
 
 T = TypeVar("T")
 P = ParamSpec("P")
-
-#: From this many bytes on, packing and unpacking leave the I/O loop for a thread; below, that hop costs more.
-_OFFLOAD_BYTES: Final = 64 * 1024
 
 
 class Objects:
@@ -98,21 +93,22 @@ class Objects:
         return store
 
     async def _read(self, base: str, name: str) -> str | None:
-        body = await self._store(base).get(name)
+        body = await self._store(base).get(name, timeout=self._settings.timeout)
         if body is None:
             return None
         with about(f"{base}/{name}"):
-            return await _offloaded(len(body), codec.decode, body)
+            return await codec.adecode(body)
 
     async def _write(self, name: str, text: str) -> None:
         settings = self._settings
         # Exact only for ASCII, as JSON text from Airflow is; a threshold needs no more.
         compression = settings.compression if len(text) >= settings.compression_threshold else "none"
-        body, content_encoding = await _offloaded(len(text), codec.encode, text, compression)
-        await self._store(settings.url).put(name, body, content_encoding)
+        body, content_encoding = await codec.aencode(text, compression)
+        await self._store(settings.url).put(name, body, content_encoding, timeout=settings.timeout)
 
     async def _purge(self, purge_what: Callable[..., Coroutine[Any, Any, None]], base: str, what: object) -> None:
-        await purge_what(self._store(base), what, concurrency=self._settings.max_concurrency)
+        settings = self._settings
+        await purge_what(self._store(base), what, concurrency=settings.max_concurrency, timeout=settings.timeout)
 
 
 @contextlib.contextmanager
@@ -124,9 +120,3 @@ def about(url: str) -> Iterator[None]:
         raise CorruptObjectError(
             f"the object {url} can't be read: {e}. Restore it, or delete the key so that the next set writes it anew"
         ) from None
-
-
-async def _offloaded(size: int, function: Callable[..., T], *args: Any) -> T:
-    if size < _OFFLOAD_BYTES:
-        return function(*args)
-    return await anyio.to_thread.run_sync(function, *args)

@@ -18,36 +18,37 @@ from async_state.stores.base import Store
 _SHOWN: Final = 5
 
 
-async def purge_prefix(store: Store, prefix: str, *, concurrency: int) -> None:
+async def purge_prefix(store: Store, prefix: str, *, concurrency: int, timeout: float) -> None:
     """Delete every object whose name starts with ``prefix``.
 
     Parameters:
         store: where they lie.
         prefix: ends in ``/``.
         concurrency: the most batches that are deleted at once.
+        timeout: the seconds for each page and each batch.
 
     Raises:
         PurgeError: some objects could not be deleted; all that could be are.
         StoreError: the objects could not be listed; those listed until then are deleted.
     """
-    async with contextlib.aclosing(store.list(prefix)) as pages:
-        await _purge(store, pages, concurrency)
+    async with contextlib.aclosing(store.list(prefix, timeout=timeout)) as pages:
+        await _purge(store, pages, concurrency, timeout)
 
 
-async def purge_names(store: Store, names: Iterable[str], *, concurrency: int) -> None:
+async def purge_names(store: Store, names: Iterable[str], *, concurrency: int, timeout: float) -> None:
     """Delete the named objects, `Store.delete_limit` a request. Otherwise as `purge_prefix`."""
     async with contextlib.aclosing(_batches(names, store.delete_limit)) as batches:
-        await _purge(store, batches, concurrency)
+        await _purge(store, batches, concurrency, timeout)
 
 
-async def _purge(store: Store, batches: AsyncIterator[Sequence[str]], concurrency: int) -> None:
+async def _purge(store: Store, batches: AsyncIterator[Sequence[str]], concurrency: int, timeout: float) -> None:
     remaining: dict[str, StoreError] = {}
     broken: list[StoreError] = []
     slots = anyio.Semaphore(concurrency)
 
     async def delete(batch: Sequence[str]) -> None:
         try:
-            remaining.update(await store.delete(batch))
+            remaining.update(await store.delete(batch, timeout=timeout))
         except StoreError as e:
             remaining.update(dict.fromkeys(batch, e))
             broken.append(e)

@@ -32,7 +32,7 @@ from moto.s3.models import s3_backends
 
 from async_state import AsyncStateBackend, Settings
 from async_state.errors import AsyncStateError, ConfigurationError, CorruptObjectError, StoreError, UntrustedRefError
-from async_state.keys import Plane, make_ref, object_name, scope_prefix, split_ref
+from async_state.keys import Side, make_ref, object_name, scope_prefix, split_ref
 from async_state.stores import open_store
 from async_state.testing import Answer, FakeS3, Request
 
@@ -53,7 +53,7 @@ def fits_one_line(text: str) -> bool:
 
 REGION_SCOPE = SimpleNamespace(dag_id="d", run_id="r", task_id="t", map_index=0, region_id=uuid.UUID(int=7))
 NAMES = [
-    object_name(scope, key, Plane.WORKER)
+    object_name(scope, key, Side.WORKER)
     for scope, key in [
         (TaskScope("dag", "manual__2026-01-01T00:00:00+00:00", "task"), "k"),
         (TaskScope("..", "a/b", "é" * 250, 3), "../x"),
@@ -120,14 +120,14 @@ def written_by(name: str) -> str:
     kind, *ids, _, key = (unquote(segment, errors="strict") for segment in name.split("/")[1:])
     if kind == "asset":
         asset = {"id": {"asset_id": int(ids[1])}} if ids[0] == "id" else {ids[0]: {ids[0]: ids[1]}}
-        return object_name(AssetScope(**asset[ids[0]]), key, Plane.WORKER)
+        return object_name(AssetScope(**asset[ids[0]]), key, Side.WORKER)
     # An identifier's own @ is encoded.
     task, _, region = name.split("/")[4].partition("@")
     region_id = uuid.UUID(region) if region else uuid.UUID(int=0)
     scope = SimpleNamespace(
         dag_id=ids[0], run_id=ids[1], task_id=unquote(task), map_index=int(ids[3]), region_id=region_id
     )
-    return object_name(scope, key, Plane.WORKER)
+    return object_name(scope, key, Side.WORKER)
 
 
 BASE = "s3://state/trusted"
@@ -159,7 +159,7 @@ def test_a_cut_name_is_as_the_backend_cuts_it(kept: str) -> None:
 def test_no_ref_reaches_a_file_elsewhere(tmp_path: Path, data: st.DataObject) -> None:
     root = tmp_path / "root"
     state, earlier = root / "state", root / "earlier"
-    # What a ref might be after: beside, above and below the trusted directories, and the other plane.
+    # What a ref might be after: beside, above and below the trusted directories, and the other side.
     elsewhere = [root / "secret", root / "state2" / NAMES[0], root / NAMES[0], state / "secret", tmp_path / "secret"]
     elsewhere += [state / NAMES[0].replace("worker", "server"), state / "v1" / "secret"]
     for path in elsewhere:
@@ -216,8 +216,8 @@ scopes = task_scopes | asset_scopes | st.builds(AssetScope, asset_id=st.integers
 def test_look_alikes_never_share_an_object_or_a_directory(places: list[tuple[Any, str]]) -> None:
     owner_of: dict[str, str] = {}
     for scope, key in places:
-        for plane in Plane:
-            name = object_name(scope, key, plane)
+        for side in Side:
+            name = object_name(scope, key, side)
             assert owner_of.setdefault(name, repr((scope, key))) == repr((scope, key))
     prefixes = {scope_prefix(scope): scope for scope, _ in places}
     for name in owner_of:
@@ -280,7 +280,7 @@ bodies = st.one_of(
 @example(zstd_of(b"[" * 200_000))
 @example(b'"' + "\U0001f4a5".encode()[:3] + b'"')
 def test_any_object_is_a_value_or_corrupt(tmp_path: Path, body: bytes) -> None:
-    name = object_name(SCOPE, "k", Plane.WORKER)
+    name = object_name(SCOPE, "k", Side.WORKER)
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(body)
     ref = make_ref(tmp_path.as_uri(), name)
@@ -330,7 +330,7 @@ def test_bombs_are_refused_with_bounded_memory(tmp_path: Path) -> None:
         "zstd that claims": b"\x28\xb5\x2f\xfd\xa0" + (256 * MIB).to_bytes(4, "little") + b"\x01\0\0",
     }
     for key, body in bombs.items():
-        path = tmp_path / object_name(SCOPE, key, Plane.WORKER)
+        path = tmp_path / object_name(SCOPE, key, Side.WORKER)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
     program = """
@@ -349,7 +349,7 @@ for ref in sys.argv[2:]:
         assert ref in str(e)
         print(used() - before)
 """
-    refs = [make_ref(tmp_path.as_uri(), object_name(SCOPE, key, Plane.WORKER)) for key in bombs]
+    refs = [make_ref(tmp_path.as_uri(), object_name(SCOPE, key, Side.WORKER)) for key in bombs]
     command = [sys.executable, "-W", "error", "-c", program, tmp_path.as_uri(), *refs]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     used = [int(line) for line in done.stdout.split()]
@@ -485,7 +485,7 @@ def test_keys_and_identifiers_write_no_lines_of_their_own(
         AsyncStateBackend(Settings(url=f"{tmp_path.as_uri()}/file/state")) as failing,
         AsyncStateBackend(Settings(url=tmp_path.as_uri())) as empty,
     ):
-        ref = make_ref(tmp_path.as_uri(), object_name(asset, key, Plane.WORKER))
+        ref = make_ref(tmp_path.as_uri(), object_name(asset, key, Side.WORKER))
         assert empty.deserialize_asset_state_store_from_ref(ref) is None
         operations: list[Callable[[], object]] = [
             lambda: failing.get(scope, key),

@@ -29,7 +29,7 @@ def open_store(url: str, settings: Settings, credentials: Mapping[str, str]) -> 
     if scheme == "file":
         from async_state.stores.file import FileStore
 
-        return FileStore(url, settings.timeout)
+        return FileStore(url)
     return _s3_store(url, settings, credentials)
 
 

@@ -14,23 +14,24 @@ from async_state.errors import StoreError, StoreTimeoutError
 class Store(Protocol):
     """Objects by name, below one base URL.
 
-    All methods run on the I/O thread. Each ends, or raises `StoreTimeoutError`, within the ``timeout`` the store was
-    opened with; a listing has that time for each page. Failures are raised as a `StoreError`.
+    All methods run on the I/O thread. Each ends, or raises `StoreTimeoutError`, within ``timeout`` seconds; a listing
+    has that time for each page. Failures are raised as a `StoreError`, and an object that is too large to be a value as
+    a `CorruptObjectError`.
     """
 
     #: The most names that one `delete` takes.
     delete_limit: int
 
-    async def get(self, name: str) -> bytes | None:
+    async def get(self, name: str, *, timeout: float) -> bytes | None:
         """Return the object's content as it was put, or ``None`` if there is none."""
 
-    async def put(self, name: str, body: bytes, content_encoding: str) -> None:
+    async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
         """Write the object whole, or leave it as it was; visible to every later `get` once this returns."""
 
-    async def delete(self, names: Sequence[str]) -> Mapping[str, StoreError]:
+    async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         """Delete the objects; missing ones count as deleted. Return the error of each that is left, or raise one."""
 
-    def list(self, prefix: str) -> AsyncGenerator[Sequence[str], None]:
+    def list(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[str], None]:
         """Yield the names that start with ``prefix`` (which ends in ``/``), pages of at most `delete_limit`."""
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""``memory://name``: a dict in this process, for tests. Another process sees nothing of it."""
+"""``memory://name``: a dict in this process, for tests. Other processes see nothing of it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ _OBJECTS: dict[str, dict[str, bytes]] = {}
 
 
 class MemoryStore:
-    """Every store opened with the same URL in one process shares its objects."""
+    """Objects in a dict, which all stores of this URL in the process share.
+
+    Args:
+        url: Any URL.
+    """
 
     delete_limit = 1000
 
     def __init__(self, url: str) -> None:
         self._objects = _OBJECTS.setdefault(url, {})
 
-    async def get(self, name: str) -> bytes | None:
+    async def get(self, name: str, *, timeout: float) -> bytes | None:
         return self._objects.get(name)
 
-    async def put(self, name: str, body: bytes, content_encoding: str) -> None:
+    async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
         self._objects[name] = body
 
-    async def delete(self, names: Sequence[str]) -> Mapping[str, StoreError]:
+    async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         for name in names:
             self._objects.pop(name, None)
         return {}
 
-    async def list(self, prefix: str) -> AsyncGenerator[Sequence[str], None]:
+    async def list(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[str], None]:
         found = sorted(name for name in self._objects if name.startswith(prefix))
         for start in range(0, len(found), self.delete_limit):
             yield found[start : start + self.delete_limit]

@@ -49,7 +49,7 @@ class S3Store:
         if options.sse_kms_key_id:
             self._put_arguments["SSEKMSKeyId"] = options.sse_kms_key_id
 
-    async def get(self, name: str) -> bytes | None:
+    async def get(self, name: str, *, timeout: float) -> bytes | None:
         with self._operation("get", name):
             found = await (await self._objects()).get(self._prefix + name)
             if found is None:
@@ -64,13 +64,13 @@ class S3Store:
                 )
             return body
 
-    async def put(self, name: str, body: bytes, content_encoding: str) -> None:
+    async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
         encoding = {"ContentEncoding": content_encoding} if content_encoding else {}
         with self._operation("put", name):
             objects = await self._objects()
             await objects.put(self._prefix + name, body, self._put_arguments | encoding, {_CHECKSUM: _crc32(body)})
 
-    async def delete(self, names: Sequence[str]) -> Mapping[str, StoreError]:
+    async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         if len(names) == 1:
             await self._delete_one(names[0])
             return {}
@@ -80,7 +80,7 @@ class S3Store:
             self._bulk_delete = False
         return await self._delete_each(names)
 
-    async def list(self, prefix: str) -> AsyncGenerator[Sequence[str], None]:
+    async def list(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[str], None]:
         more: dict[str, Any] = {}
         while True:
             with self._operation("list", prefix):
