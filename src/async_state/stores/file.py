@@ -136,12 +136,11 @@ class FileStore:
         except FileNotFoundError:
             return None
         with os.fdopen(descriptor, "rb") as file:
-            # One byte more, as the file may grow meanwhile.
-            size = os.fstat(descriptor).st_size
-            if size <= MAX_BODY_BYTES and len(body := file.read(MAX_BODY_BYTES + 1)) <= MAX_BODY_BYTES:
-                return body
+            # A file never changes once it has its name.
+            if (size := os.fstat(descriptor).st_size) <= MAX_BODY_BYTES:
+                return file.read(size)
         raise CorruptObjectError(
-            f"the object {path} can't be read: it has {max(size, MAX_BODY_BYTES + 1)} bytes, and no value takes more "
+            f"the object {path} can't be read: it has {size} bytes, and no value takes more "
             f"than {MAX_BODY_BYTES}. Delete the key so that the next set writes it anew"
         )
 
