@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import datetime
 import enum
+import json
 import math
+import secrets
+import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +20,8 @@ from hypothesis import strategies as st
 
 from async_state import codec
 from async_state.errors import CorruptObjectError, InvalidValueError
+
+pytestmark = pytest.mark.anyio
 
 json_values = st.recursive(
     st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text() | st.none(),
@@ -76,11 +84,103 @@ def test_contract_03_a_value_that_holds_itself_is_refused() -> None:
     loop.append(loop)
     with pytest.raises(InvalidValueError):
         codec.dump(loop)
-    deep: list[Any] = []
-    for _ in range(100_000):
-        deep = [deep]
-    with pytest.raises(InvalidValueError):
-        codec.dump(deep)
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("depth", [codec.MAX_DEPTH + 1, 980, 100_000])
+async def test_what_is_nested_too_deep_is_refused(depth: int) -> None:
+    value, text = nested(depth), "[" * depth + "]" * depth
+    with pytest.raises(InvalidValueError, match=f"nested more than {codec.MAX_DEPTH} levels deep"):
+        codec.dump(value)
+    with pytest.raises(InvalidValueError, match=f"nested more than {codec.MAX_DEPTH} levels deep"):
+        await codec.adump(value)
+    with pytest.raises(CorruptObjectError, match=f"nested more than {codec.MAX_DEPTH} levels deep"):
+        codec.load(text)
+    with pytest.raises(CorruptObjectError, match=f"nested more than {codec.MAX_DEPTH} levels deep"):
+        await codec.aload(text)
+
+
+async def test_what_is_nested_as_deep_as_allowed_comes_back() -> None:
+    value = nested(codec.MAX_DEPTH)
+    assert codec.load(codec.dump(value)) == value
+    assert await codec.aload(await codec.adump(value)) == value
+
+
+ROWS = [{"id": i, "name": f"Köln {i}", "tags": ["a", "b"], "note": "x" * 300} for i in range(20_000)]
+
+
+async def test_other_tasks_run_while_a_large_value_is_dumped_and_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Counted, not timed: other tasks run after each step. Steps are bounded in test_chunked_json.py.
+    monkeypatch.setattr(codec, "_SLICE_SECONDS", 0.0)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.create_task(count())
+    text = await codec.adump(ROWS)
+    turns_of_dump = turns
+    assert text == json.dumps(ROWS)
+    assert await codec.aload(text) == ROWS
+    turns_of_load = turns - turns_of_dump
+    counting.cancel()
+    assert min(turns_of_dump, turns_of_load) >= len(text) // (64 * 1024)
+
+
+async def test_a_small_value_takes_one_turn() -> None:
+    """Nothing else runs meanwhile, so that an operation on a small value costs no more than before."""
+    for coroutine in (codec.adump({"job": 1}), codec.aload('{"job": 1}')):
+        with pytest.raises(StopIteration):
+            coroutine.send(None)
+
+
+def test_a_coroutine_needs_no_running_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blocking caller drives it on a thread of its own, where each turn that it offers is a bare yield."""
+    monkeypatch.setattr(codec, "_SLICE_SECONDS", 0.0)
+    text = json.dumps(ROWS)
+    for coroutine, expected in ((codec.adump(ROWS), text), (codec.aload(text), ROWS)):
+        offered: list[object] = []
+        found = None
+        while found is None:
+            try:
+                offered.append(coroutine.send(None))
+            except StopIteration as e:
+                found = e.value
+        assert found == expected
+        assert set(offered) == {None}
+
+
+async def test_a_large_text_is_encoded_and_decoded_on_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = json.dumps(ROWS)
+    on_threads: list[int] = []
+    encode, decode = codec.encode, codec.decode
+
+    def seen(function: Callable[..., Any], *args: Any) -> Any:
+        on_threads.append(threading.get_ident())
+        return function(*args)
+
+    monkeypatch.setattr(codec, "encode", partial(seen, encode))
+    monkeypatch.setattr(codec, "decode", partial(seen, decode))
+    assert await codec.adecode((await codec.aencode("1", "none"))[0]) == "1"
+    assert set(on_threads) == {threading.get_ident()}
+    on_threads.clear()
+    for compression in ("none", "gzip", "zstd"):
+        body, content_encoding = await codec.aencode(text, compression)
+        assert await codec.adecode(body) == text
+        assert (body, content_encoding) == encode(text, compression)
+    assert len(on_threads) == 6
+    assert threading.get_ident() not in on_threads
+    with pytest.raises(CorruptObjectError, match="truncated"):
+        await codec.adecode(encode(text, "gzip")[0][:-1])
 
 
 def test_a_refused_value_is_not_quoted() -> None:
@@ -117,11 +217,38 @@ def test_what_is_no_json_is_corrupt(body: bytes) -> None:
         codec.load(codec.decode(body))
 
 
-@pytest.mark.parametrize("compression", ["gzip", "zstd"])
-def test_a_bomb_is_bounded(compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    body, _ = codec.encode(" " * 1_000_000, compression)
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_the_bound_on_text_is_exact(compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = " " * 1_000_000
+    monkeypatch.setattr(codec, "MAX_TEXT_BYTES", 1_000_000)
+    body, _ = codec.encode(text, compression)
+    assert codec.decode(body) == text
     monkeypatch.setattr(codec, "MAX_TEXT_BYTES", 999_999)
     with pytest.raises(CorruptObjectError, match="999999"):
         codec.decode(body)
     with pytest.raises(InvalidValueError, match="999999"):
-        codec.encode(" " * 1_000_000, compression)
+        codec.encode(text, compression)
+
+
+def test_the_bound_on_a_value_is_that_on_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "MAX_TEXT_BYTES", 1_000_000)
+    value = ["x" * 99_998] * 10  # with quotes, brackets and separators
+    assert len(codec.dump(value[:9])) < 1_000_000
+    with pytest.raises(InvalidValueError, match="1000000"):
+        codec.dump(value)
+
+
+def test_what_can_not_be_compressed_fits_the_bound_on_bodies() -> None:
+    text = secrets.token_bytes(4 * 1024 * 1024).decode("latin-1")
+    for compression in ("none", "gzip", "zstd"):
+        body, _ = codec.encode(text, compression)
+        assert len(body) <= len(text.encode()) * codec.MAX_BODY_BYTES // codec.MAX_TEXT_BYTES
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.parametrize("rest", [b"\0", b"x", b"again"])
+def test_data_after_the_compressed_text_is_damage(compression: str, rest: bytes) -> None:
+    body, _ = codec.encode("1", compression)
+    rest = body if rest == b"again" else rest
+    with pytest.raises(CorruptObjectError):
+        codec.decode(body + rest)

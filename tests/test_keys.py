@@ -103,11 +103,11 @@ def test_contract_15_an_id_can_not_forge_the_ending_of_a_long_one() -> None:
 def test_contract_16_reserved_words_collide_with_nothing() -> None:
     words = ["asset", "assets", "task", "v1", "name", "worker", "server", "-1"]
     names = {
-        object_name(scope, key, plane)
+        object_name(scope, key, side)
         for word in words
         for scope in (TaskScope(word, word, word), AssetScope(name=word), AssetScope(uri=word))
         for key in words
-        for plane in Side
+        for side in Side
     }
     assert len(names) == len(words) * 3 * len(words) * len(Side)
 
@@ -220,6 +220,21 @@ def test_contract_10_what_is_accepted_is_canonical(ref: str) -> None:
         return
     assert make_ref(base, name) == ref
     assert not {"", ".", ".."} & set(ref.removeprefix("s3://").split("/"))
+
+
+@pytest.mark.parametrize("ref", [None, 7, 1.5, True, ["s3://bucket/prefix/k"], {"s3": "x"}, b"s3://bucket/prefix/k"])
+def test_contract_10_a_ref_that_is_no_string_is_refused(ref: Any) -> None:
+    for refuse in (is_ref, lambda ref: split_ref(ref, [BASE])):
+        with pytest.raises(UntrustedRefError, match=f"not {type(ref).__name__}"):
+            refuse(ref)
+
+
+def test_a_refused_ref_is_explained_by_the_commonest_cause_first() -> None:
+    with pytest.raises(UntrustedRefError) as caught:
+        split_ref("s3://elsewhere/v1/task/d/r/t/-1/worker/k", [BASE, "s3://other"])
+    text = str(caught.value)
+    assert f"{BASE} or s3://other" in text
+    assert text.index("every component") < text.index("trusted_urls") < text.index("REST API")
 
 
 def test_a_refused_ref_is_shown_without_its_control_characters() -> None:

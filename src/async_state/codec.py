@@ -1,77 +1,99 @@
 """JSON values <-> JSON text <-> bytes.
 
-The bytes describe themselves: gzip and zstd start with magic numbers that no UTF-8 text starts with.
-So no setting has to match between the process that wrote an object and the one that reads it.
+The bytes describe themselves: gzip and zstd start with magic numbers with which no UTF-8 text starts. No setting has
+to be the same in the process that writes an object and in the one that reads it.
+
+Each function has a coroutine that does not stall the event loop on which it is awaited, however large the value is.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
+import contextlib
+import time
 import zlib
-from typing import Any, Final
+from collections.abc import Generator, Iterator
+from typing import Any, Final, TypeVar
 
+from async_state import chunked_json, threads
 from async_state.errors import ConfigurationError, CorruptObjectError, InvalidValueError
 
-#: The most that one value may take as text, in bytes; also what bounds a decompression bomb.
+T = TypeVar("T")
+
+#: The most bytes that one value may take as text. It also bounds what compressed data is expanded to.
 MAX_TEXT_BYTES: Final = 256 * 1024 * 1024
+#: The most bytes that a store reads for one object. Text that can't be compressed grows by less than that.
+MAX_BODY_BYTES: Final = MAX_TEXT_BYTES + MAX_TEXT_BYTES // 256
+#: How deep lists and dicts may be nested, on every thread and every version of Python.
+MAX_DEPTH: Final = chunked_json.MAX_DEPTH
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _GZIP_WBITS: Final = 16 + zlib.MAX_WBITS
 
+#: How long a coroutine works before other tasks of its loop run. Of many at once, each takes that long in turn.
+_SLICE_SECONDS: Final = 0.002
+#: From this size on, a thread encodes and decodes; below, that takes less time than the thread's start.
+_THREAD_BYTES: Final = 64 * 1024
+
 
 def dump(value: Any) -> str:
-    """Return ``value`` as JSON text, from which `load` makes an equal value.
+    """Return the JSON text of a value, from which `load` makes an equal value.
+
+    Args:
+        value: Any JSON value but ``None``, with lists and dicts nested at most `MAX_DEPTH` levels deep.
+
+    Returns:
+        What ``json.dumps(value, allow_nan=False)`` returns; it is ASCII.
 
     Raises:
-        InvalidValueError: ``value`` has no such text: it holds NaN or an infinity (which Airflow's API refuses
-            too), an object that JSON does not know, or one that JSON would turn into another (a tuple, a key that
-            is no string); or it is ``None``, which Airflow does not store.
+        InvalidValueError: The value has no such text: it is ``None``, which Airflow does not store; it holds NaN or
+            an infinity (which Airflow's API refuses too), or an object that JSON does not know or would turn into
+            another one (a tuple, a key that is no string); it is nested too deep; or it is larger than 256 MiB.
     """
-    if value is None:
-        raise InvalidValueError("a state value must not be None; delete the key instead")
-    try:
-        text = json.dumps(value, allow_nan=False)
-        faithful = json.loads(text) == value
-    except (TypeError, ValueError, RecursionError) as e:
-        # The message of json names types and positions only, but for a float it quotes the value: leave it out.
-        reason = "it holds NaN or an infinity" if "JSON compliant" in str(e) else str(e)
-        raise InvalidValueError(f"the state value is not JSON: {reason}") from None
-    if not faithful:
-        raise InvalidValueError(
-            "the state value would change on its way through JSON; store lists instead of tuples, and only "
-            "strings as keys of a dict"
-        )
-    return text
+    with _invalid_value():
+        return _finish(_encoding(value))
+
+
+async def adump(value: Any) -> str:
+    """Return the JSON text of a value, in steps between which other tasks run. As `dump`.
+
+    The value must not be changed meanwhile.
+    """
+    with _invalid_value():
+        return await _afinish(_encoding(value))
 
 
 def load(text: str) -> Any:
-    """Return the value of the JSON text ``text``.
+    """Return the value of a JSON text.
 
     Raises:
-        CorruptObjectError: ``text`` is not JSON.
+        CorruptObjectError: The text is not JSON, or its lists and dicts are nested more than `MAX_DEPTH` levels deep.
     """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        # The original message quotes nothing, but its exception carries the whole document.
-        raise CorruptObjectError(f"not valid JSON ({len(text)} characters)") from None
+    with _corrupt_text(text):
+        return _finish(chunked_json.decoding(text))
+
+
+async def aload(text: str) -> Any:
+    """Return the value of a JSON text, in steps between which other tasks run. As `load`."""
+    with _corrupt_text(text):
+        return await _afinish(chunked_json.decoding(text))
 
 
 def encode(text: str, compression: str) -> tuple[bytes, str]:
-    """Return ``text`` as bytes, and the Content-Encoding to store them under (empty: none).
+    """Return a text as bytes, and the Content-Encoding under which they are stored (empty: none).
 
-    Parameters:
-        text: any text; ``set`` stores what Airflow hands over byte for byte.
+    Args:
+        text: Any text; ``set`` stores byte for byte what Airflow hands over.
         compression: ``none``, ``gzip`` or ``zstd``.
 
     Raises:
-        InvalidValueError: ``text`` takes more than 256 MiB.
-        ConfigurationError: ``zstd``, and the package ``zstandard`` is not installed.
+        InvalidValueError: The text takes more than 256 MiB.
+        ConfigurationError: The compression is ``zstd``, and the package ``zstandard`` is not installed.
     """
     body = text.encode("utf-8", "surrogatepass")
     if len(body) > MAX_TEXT_BYTES:
-        raise InvalidValueError(f"a state value may take {MAX_TEXT_BYTES} bytes of JSON at the most, not {len(body)}")
+        raise InvalidValueError(f"a state value may take at most {MAX_TEXT_BYTES} bytes of JSON, not {len(body)}")
     if compression == "gzip":
         packer = zlib.compressobj(wbits=_GZIP_WBITS)
         return packer.compress(body) + packer.flush(), "gzip"
@@ -80,21 +102,37 @@ def encode(text: str, compression: str) -> tuple[bytes, str]:
     return body, ""
 
 
+async def aencode(text: str, compression: str) -> tuple[bytes, str]:
+    """Return a text as bytes, and their Content-Encoding; a large text is encoded on a thread. As `encode`."""
+    if len(text) < _THREAD_BYTES:
+        return encode(text, compression)
+    return await threads.call(encode, text, compression)
+
+
 def decode(body: bytes) -> str:
-    """Return the text that `encode` made ``body`` of, whatever the compression was.
+    """Return the text of which `encode` made the bytes, whatever the compression was.
 
     Raises:
-        CorruptObjectError: ``body`` is truncated, damaged, not UTF-8, or would take more than 256 MiB.
-        ConfigurationError: ``body`` is zstd, and the package ``zstandard`` is not installed.
+        CorruptObjectError: The bytes are truncated, damaged or not UTF-8, or the text takes more than 256 MiB.
+        ConfigurationError: The compression is zstd, and the package ``zstandard`` is not installed.
     """
     if body.startswith(_GZIP_MAGIC):
         body = _gunzip(body)
     elif body.startswith(_ZSTD_MAGIC):
         body = _unzstd(body)
+    if len(body) > MAX_TEXT_BYTES:
+        raise CorruptObjectError(f"text of more than {MAX_TEXT_BYTES} bytes")
     try:
         return body.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as e:
         raise CorruptObjectError(f"not UTF-8 text at byte {e.start}") from None
+
+
+async def adecode(body: bytes) -> str:
+    """Return the text of the bytes; a large body is decoded on a thread. As `decode`."""
+    if len(body) < _THREAD_BYTES and not body.startswith((_GZIP_MAGIC, _ZSTD_MAGIC)):
+        return decode(body)
+    return await threads.call(decode, body)
 
 
 def zstd_available() -> bool:
@@ -104,16 +142,77 @@ def zstd_available() -> bool:
     return importlib.util.find_spec("zstandard") is not None
 
 
+def _encoding(value: Any) -> chunked_json.Encoding:
+    if value is None:
+        raise InvalidValueError("a state value must not be None; delete the key instead")
+    return chunked_json.encoding(value, MAX_TEXT_BYTES)
+
+
+def _finish(steps: Generator[None, None, T]) -> T:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as e:
+            result: T = e.value
+            return result
+
+
+async def _afinish(steps: Generator[None, None, T]) -> T:
+    pause_at = time.perf_counter() + _SLICE_SECONDS
+    while True:
+        try:
+            next(steps)
+        except StopIteration as e:
+            result: T = e.value
+            return result
+        if time.perf_counter() >= pause_at:
+            # It needs no running loop: a blocking caller goes on at once.
+            await asyncio.sleep(0)
+            pause_at = time.perf_counter() + _SLICE_SECONDS
+
+
+@contextlib.contextmanager
+def _invalid_value() -> Iterator[None]:
+    try:
+        yield
+    except InvalidValueError:
+        raise
+    except chunked_json.UnfaithfulError:
+        raise InvalidValueError(
+            "the state value would change on its way through JSON; store lists instead of tuples, and only "
+            "strings as keys of a dict"
+        ) from None
+    except (TypeError, ValueError) as e:
+        # The message of json names types and positions only, but for a float it quotes the value: leave it out.
+        reason = "it holds NaN or an infinity" if "JSON compliant" in str(e) else str(e)
+        raise InvalidValueError(f"the state value is not JSON: {reason}") from None
+
+
+@contextlib.contextmanager
+def _corrupt_text(text: str) -> Iterator[None]:
+    try:
+        yield
+    except chunked_json.TooDeepError as e:
+        raise CorruptObjectError(f"{e} ({len(text)} characters)") from None
+    except ValueError:
+        # The original message quotes nothing, but its exception carries the whole document.
+        raise CorruptObjectError(f"not valid JSON ({len(text)} characters)") from None
+
+
 def _gunzip(body: bytes) -> bytes:
     unpacker = zlib.decompressobj(wbits=_GZIP_WBITS)
     try:
         text = unpacker.decompress(body, MAX_TEXT_BYTES)
+        # The end of the data may not have been reached, although all of the text has.
+        more = unpacker.decompress(unpacker.unconsumed_tail, 1)
     except zlib.error as e:
         raise CorruptObjectError(f"damaged gzip data: {e}") from None
-    if unpacker.unconsumed_tail:
+    if more:
         raise CorruptObjectError(f"gzip data of more than {MAX_TEXT_BYTES} bytes")
-    if not unpacker.eof or unpacker.unused_data:
-        raise CorruptObjectError("truncated gzip data, or more than one gzip stream")
+    if not unpacker.eof:
+        raise CorruptObjectError("truncated gzip data")
+    if unpacker.unused_data:
+        raise CorruptObjectError("more than one gzip stream, or other data after it")
     return text
 
 
@@ -138,11 +237,3 @@ def _zstandard() -> Any:
             "or read, or set [async_state] compression to gzip or none"
         ) from None
     return zstandard
-
-
-async def adump(value: Any) -> str:
-    return dump(value)
-
-
-async def aload(text: str) -> Any:
-    return load(text)

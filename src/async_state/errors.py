@@ -1,24 +1,30 @@
 """Every error that this package raises of its own accord.
 
-Each class is also the builtin that a caller would expect, so that ``except ValueError`` around a bad
-option or ``except ConnectionError`` around an unreachable store does what it says. Messages name the
-place (option, bucket, key) and what to change; they never hold a value or a credential.
+Each class is also the builtin that a caller would expect, so that ``except ValueError`` around a bad option or
+``except ConnectionError`` around an unreachable store works. Messages name the place (option, bucket, key) and what to
+change; they never contain a value or a credential. Every error can be pickled and copied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 
 class AsyncStateError(Exception):
-    """Base of every error below. Its message is one line, whatever a store or a stranger wrote of it."""
+    """Base of every error below.
+
+    Args:
+        message: What a store or a stranger wrote may be part of it. Characters that would begin a new line or can't be
+            printed are escaped.
+    """
 
     def __init__(self, message: str = "") -> None:
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 class ConfigurationError(AsyncStateError, ValueError):
-    """An option of ``[async_state]``, or the connection it names, can't be used."""
+    """An option of ``[async_state]``, or the Airflow connection that it names, can't be used."""
 
 
 class InvalidScopeError(AsyncStateError, TypeError):
@@ -50,7 +56,7 @@ class StoreError(AsyncStateError, OSError):
 
 
 class StoreAccessError(StoreError, PermissionError):
-    """The object store denied the operation, or no credentials were found for it."""
+    """The object store denied the operation, or there are no credentials for it."""
 
 
 class StoreCredentialsError(StoreAccessError):
@@ -58,7 +64,7 @@ class StoreCredentialsError(StoreAccessError):
 
 
 class StoreUnavailableError(StoreError, ConnectionError):
-    """The object store could not be reached or kept answering with server errors."""
+    """The object store could not be reached, or every attempt ended in a server error."""
 
 
 class StoreTimeoutError(StoreError, TimeoutError):
@@ -68,10 +74,20 @@ class StoreTimeoutError(StoreError, TimeoutError):
 class PurgeError(StoreError):
     """Some objects could not be deleted; the others were.
 
-    ``remaining`` maps the name of each object that is known to be left to the store's reason. Running the same
-    clear or purge again takes up where this one failed.
+    The same clear or purge, called again, deletes the objects that remain.
+
+    Args:
+        message: As for every error.
+        remaining: As the attribute.
+
+    Attributes:
+        remaining: The store's reason for each object that is known to remain, by the object's name.
     """
 
     def __init__(self, message: str, remaining: Mapping[str, str]) -> None:
         super().__init__(message)
         self.remaining = dict(remaining)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Of its own accord, an exception is made again from its ``args`` alone.
+        return type(self), (str(self), self.remaining), self.__dict__

@@ -2,15 +2,15 @@
 
 An object's name is readable and says what it holds::
 
-    v1/task/<dag>/<run>/<task>[@<region>]/<map index>/<plane>/<key>
-    v1/asset/<name|uri|id>/<identifier>/<plane>/<key>
+    v1/task/<dag>/<run>/<task>[@<region>]/<map index>/<side>/<key>
+    v1/asset/<name|uri|id>/<identifier>/<side>/<key>
 
-Each identifier is one percent-encoded segment. One that is too long keeps its beginning and ends in
-``~`` and a hash of the whole, so that a name never exceeds S3's limit of 1,024 bytes. ``~`` and ``@``
-are always encoded inside an identifier, so neither ending can be forged by one.
+Each identifier is one percent-encoded segment. An identifier that is too long keeps its beginning and ends in ``~`` and
+a hash of the whole, so that a name never exceeds S3's limit of 1,024 bytes. ``~`` and ``@`` are always encoded inside
+an identifier, so that no identifier can forge such an ending.
 
-A reference is the base URL and the name, and a name is only taken from a reference if it has exactly
-the form that this module writes: a reference is untrusted input.
+A reference is the base URL and the name. It is untrusted input: a name is taken from a reference only if it has exactly
+the form that this module writes.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ _REGION: Final = re.compile(r"@(?!0{8}-0{4}-0{4}-0{4}-0{12})[0-9a-f]{8}(?:-[0-9a
 _ASSET_ID: Final = re.compile(r"0|[1-9][0-9]*")
 _MAP_INDEX: Final = re.compile(r"-1|0|[1-9][0-9]{0,9}")
 
-#: The longest name that can follow a base URL: three identifiers, region, map index, plane and key.
+#: The longest name that can follow a base URL: three identifiers, region, map index, side and key.
 MAX_NAME_BYTES: Final = len("v1/task//////") + 3 * _ID_BYTES + 37 + 10 + len("worker") + _KEY_BYTES
 
 
 class Side(str, enum.Enum):
-    """Who stored an object, so that one backend on both sides never overwrites a value with its own ref."""
+    """Which side of the API server writes an object. Both may use one URL: neither overwrites the other's objects."""
 
-    #: A worker's serialize hook: a value, to which a reference in the database points.
+    #: A worker's serialize hook writes a value, to which a reference in the database points.
     WORKER = "worker"
-    #: ``set``, as the API server calls it: the database row itself.
+    #: The API server's ``set`` writes the database row itself.
     SERVER = "server"
 
 
 def check_key(key: object) -> str:
-    """Return ``key`` if Airflow can address it, in its URLs as well as in its database.
+    """Return a state key that Airflow can address, in its URLs as well as in its database.
 
     Raises:
-        InvalidKeyError: ``key`` is not a string of 1 to 512 characters of valid unicode, or it is ``.`` or
-            ``..``, which collapse in Airflow's URLs: ``delete(".")`` would wipe the whole scope.
+        InvalidKeyError: The key is not a string of 1 to 512 characters of valid unicode, or it is ``.`` or ``..``,
+            which collapse in Airflow's URLs: ``delete(".")`` would delete the whole scope.
     """
     if not isinstance(key, str):
         raise InvalidKeyError(f"a state key must be a string, not {type(key).__name__}")
@@ -73,15 +73,15 @@ def check_key(key: object) -> str:
 
 
 def scope_prefix(scope: Any, *, all_map_indices: bool = False) -> str:
-    """Return the prefix, ending in ``/``, of everything that ``scope`` holds, on both planes.
+    """Return the prefix, ending in ``/``, of every object of a scope, on both sides.
 
-    Parameters:
-        scope: any Airflow ``TaskScope`` or ``AssetScope``; told by its fields, because the API server's classes are
-            other copies of the SDK's. An asset is known by its id, else its name, else its URI.
-        all_map_indices: take every map index of the task (in its region); no effect on an asset.
+    Args:
+        scope: Any Airflow ``TaskScope`` or ``AssetScope``. It is recognized by its fields, because the API server has
+            its own copies of the SDK's classes. An asset is named by its id, else its name, else its URI.
+        all_map_indices: Whether to include every map index of the task (in its region). It has no effect on an asset.
 
     Raises:
-        InvalidScopeError: ``scope`` is something else, or an identifier is empty or of the wrong type.
+        InvalidScopeError: The scope is something else, or an identifier is empty or of the wrong type.
     """
     if hasattr(scope, "dag_id") and hasattr(scope, "run_id") and hasattr(scope, "task_id"):
         dag, run, task = (_id_segment(scope, field) for field in ("dag_id", "run_id", "task_id"))
@@ -100,43 +100,65 @@ def scope_prefix(scope: Any, *, all_map_indices: bool = False) -> str:
 
 
 def object_name(scope: Any, key: str, side: Side) -> str:
-    """Return the name, below any base URL, of the object for ``key`` in ``scope``.
+    """Return the name, below any base URL, of the object for a key of a scope.
 
-    Depends on nothing but its arguments: Airflow needs references to be deterministic.
+    It depends on the arguments alone: Airflow needs references to be deterministic.
 
     Raises:
-        InvalidScopeError: see `scope_prefix`.
-        InvalidKeyError: see `check_key`.
+        InvalidScopeError: As in `scope_prefix`.
+        InvalidKeyError: As in `check_key`.
     """
     return f"{scope_prefix(scope)}{side.value}/{_segment(check_key(key), _KEY_BYTES)}"
 
 
 def make_ref(base: str, name: str) -> str:
-    """Return the reference to the object ``name`` below the base URL ``base``: its URL."""
+    """Return the reference to an object: its URL, which is the base URL and the name."""
     return f"{base}/{name}"
 
 
 def is_ref(stored: str) -> bool:
-    """Tell a reference (a URL) from inline JSON text; no JSON text starts with a URL's scheme."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", stored) is not None
+    """Tell a reference (a URL) from inline JSON text, which never starts with a URL's scheme.
+
+    Raises:
+        UntrustedRefError: What is stored is no string. REST and UI users can store anything.
+    """
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", _check_ref(stored)) is not None
 
 
 def split_ref(ref: str, bases: Iterable[str]) -> tuple[str, str]:
-    """Return the base URL and the object name that ``ref`` is made of.
+    """Return the base URL and the object name of a reference.
+
+    Args:
+        ref: Untrusted input. Nothing in it is normalized, so that no encoding of ``..`` gets through.
+        bases: The base URLs below which objects may be read and deleted.
 
     Raises:
-        UntrustedRefError: ``ref`` is below none of ``bases``, or what follows the base is not exactly a name that
-            a worker's hook writes. Nothing is normalised first, so no encoding of ``..`` gets through.
+        UntrustedRefError: The reference is below none of the base URLs, or what follows the base URL is not exactly
+            a name that a worker's hook writes, or the reference is no string.
     """
+    ref = _check_ref(ref)
+    bases = list(bases)
     for base in bases:
         name = ref.removeprefix(base + "/")
         if name != ref and _is_worker_name(name):
             return base, name
     shown = ref if len(ref) <= MAX_OBJECT_KEY_BYTES else ref[:MAX_OBJECT_KEY_BYTES] + "..."
     raise UntrustedRefError(
-        f"the reference {shown!r} is not an object of this state store. If it was written under an earlier "
-        "[async_state] url, add that URL to [async_state] trusted_urls; otherwise someone else wrote it."
+        f"the reference {shown!r} is not an object below {' or '.join(bases)}. Most likely the component that wrote it "
+        "has another [async_state] url than this one: set the same url for every component (scheduler, API server, "
+        "triggerer, workers). If the url was changed, add the one under which the reference was written to "
+        "[async_state] trusted_urls. If no component ever had such a url, the reference was not written by this "
+        "package: find out who changed the state through the UI or the REST API."
     )
+
+
+def _check_ref(ref: object) -> str:
+    if not isinstance(ref, str):
+        raise UntrustedRefError(
+            f"a reference must be a string, not {type(ref).__name__}: it was not written by this package, but through "
+            "the UI or the REST API. Delete the key, or set it anew"
+        )
+    return ref
 
 
 def _is_worker_name(name: str) -> bool:
@@ -168,7 +190,7 @@ def _is_segment(segment: str, limit: int) -> bool:
         return False
 
 
-#: How much shorter than the limit a cut segment may end up, because no ``%XX`` or character is cut in two.
+#: How many bytes below the limit a shortened segment may stay, because no ``%XX`` and no character is cut in two.
 _CUT_SLACK: Final = 12
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from async_state import codec, connection, iothread, threads
+from async_state import codec, connection, iothread
 from async_state.connection import Connection
 from async_state.errors import ConfigurationError, CorruptObjectError, StoreCredentialsError, StoreTimeoutError
 from async_state.limiter import Limiter
@@ -18,9 +18,6 @@ from async_state.settings import Settings
 from async_state.stores import Stores
 
 T = TypeVar("T")
-
-#: From this many bytes on, packing and unpacking leave a caller's event loop for a thread; below, that costs more.
-_OFFLOAD_BYTES: Final = 64 * 1024
 
 
 class Objects:
@@ -76,7 +73,9 @@ class Objects:
         """
         with naming(f"{base}/{name}"):
             body = await self._hop(self._stores.get, base, name, until=until)
-            return None if body is None else await _offloaded(len(body), codec.decode, body)
+            if body is None:
+                return None
+            return codec.decode(body) if iothread.blocks() else await codec.adecode(body)
 
     async def write(self, name: str, text: str, until: float) -> None:
         """Write the text below the settings' URL, compressed as they say.
@@ -88,7 +87,8 @@ class Objects:
         settings = self._settings
         # Exact only for ASCII, as JSON text from Airflow is; a threshold needs no more.
         compression = settings.compression if len(text) >= settings.compression_threshold else "none"
-        body, content_encoding = await _offloaded(len(text), codec.encode, text, compression)
+        packed = codec.encode(text, compression) if iothread.blocks() else await codec.aencode(text, compression)
+        body, content_encoding = packed
         await self._hop(self._stores.put, settings.url, name, body, content_encoding, until=until)
 
     async def purge_names(self, base: str, names: Iterable[str], until: float) -> None:
@@ -142,10 +142,3 @@ def naming(url: str) -> Iterator[None]:
         raise CorruptObjectError(
             f"the object {url} can't be read: {e}. Restore it, or delete the key so that the next set writes it anew"
         ) from None
-
-
-async def _offloaded(size: int, function: Callable[..., T], *args: Any) -> T:
-    """Call the function, on another thread where ``size`` bytes would keep a loop waiting."""
-    if size < _OFFLOAD_BYTES or iothread.blocks():
-        return function(*args)
-    return await threads.call(function, *args)

@@ -65,7 +65,8 @@ def test_a_job_id_survives(
 def test_delete_and_clear_take_the_older_object_along(
     backend: AsyncStateBackend, moto: FakeS3, task: TaskScope
 ) -> None:
-    for remove in (lambda: backend.delete(task, "job_id"), lambda: backend.clear(task)):
+    removals: list[Callable[[], None]] = [lambda: backend.delete(task, "job_id"), lambda: backend.clear(task)]
+    for remove in removals:
         older = put(backend, task, "older")
         with moto.failing(OUTAGES["failing"]):
             put(backend, task, "job-1")

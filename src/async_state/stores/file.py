@@ -1,126 +1,199 @@
-"""``file:///path``: a directory tree, with nothing to install. It works across processes of one machine.
+"""``file:///path``: a directory tree, with nothing to install. It works across the processes of one machine.
 
-Writes are atomic: a temporary file beside the object, flushed to the disk, then renamed over it. Files and
-directories belong to their owner alone.
+Writes are atomic: a temporary file beside the object, flushed to the disk, then renamed over it. Files and directories
+belong to their owner alone. No symbolic link below the root is followed.
+
+A disk can block for as long as it likes, so every operation works on a thread, which nothing can stop. An operation
+that is cancelled or runs out of time is given up instead: its thread changes no more files. If the thread is in the
+middle of a change, later operations of this process wait for its end. So nothing that is given up undoes what comes
+later. Other processes know nothing of it and do not wait.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
 import tempfile
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
-import anyio.to_thread
-
-from async_state.errors import StoreAccessError, StoreError
+from async_state import threads
+from async_state.codec import MAX_BODY_BYTES
+from async_state.errors import CorruptObjectError, StoreAccessError, StoreError
 from async_state.stores.base import deadline
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
-#: Object names are percent-encoded and never start like this, so no object is taken for one.
-_TEMPORARY = ".~"
-_PRUNE_RACES = 100
+#: Object names are percent-encoded and never start like this, so no object is taken for a temporary file.
+_TEMPORARY: Final = ".~"
+#: How often a write begins again after another process has removed its directory.
+_MAX_WRITES: Final = 100
+#: What some file systems (CIFS, FUSE) answer when a directory is flushed, which they do by themselves or not at all.
+_CANNOT_FLUSH: Final = (errno.EINVAL, errno.ENOTSUP)
 
 
 class FileStore:
-    """Objects as files below one directory, which is made at the first write."""
+    """Objects as files below one directory, which is made at the first write.
+
+    Args:
+        url: The directory, as a ``file://`` URL.
+    """
 
     delete_limit = 1000
 
-    def __init__(self, url: str, timeout: float = 20) -> None:
-        self._root = Path(unquote(urlsplit(url).path))
-        self._timeout = timeout
+    def __init__(self, url: str) -> None:
+        self.root = Path(unquote(urlsplit(url).path))
 
     async def get(self, name: str, *, timeout: float) -> bytes | None:
-        return await self._call("read", name, self._read, self._root / name)
+        return await self._call(timeout, "read", name, self._read, name)
 
     async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
-        await self._call("write", name, self._write, self._root / name, body)
+        await self._call(timeout, "write", name, self._write, name, body)
 
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
-        return await self._call("delete", names[0], self._unlink, names)
+        return await self._call(timeout, "delete", names[0], self._unlink, names)
 
     async def list(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[str], None]:
-        names = self._walk(prefix)
-        while page := await self._call("list", prefix, _page, names, self.delete_limit):
+        walk = _Walk(self, prefix)
+        while page := await self._call(timeout, "list", prefix, walk.next_page, self.delete_limit):
             yield page
 
     async def aclose(self) -> None:
         """Nothing to release: no file stays open."""
 
-    async def _call(self, verb: str, name: str, function: Callable[..., T], *args: object) -> T:
-        place = self._root / name
-        with deadline(self._timeout, f"{verb} {place}"):
+    async def _call(
+        self,
+        timeout: float,
+        verb: str,
+        name: str,
+        function: Callable[Concatenate[_Work, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Call the function on a thread.
+
+        Raises:
+            StoreTimeoutError: The time is over.
+            StoreError: The function raised an `OSError`.
+        """
+        with deadline(timeout, f"{verb} {self.root / name}"):
+            await self._settled()
+            work = _Work(self.root)
             try:
-                # A thread, since a disk can block for as long as it likes; given up on when the deadline passes.
-                return await anyio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
-            except PermissionError as e:
-                raise StoreAccessError(f"not allowed to {verb} {place}: {e.strerror}; check who owns it") from e
+                return await threads.call(partial(work.do, function, *args, **kwargs))
+            except asyncio.CancelledError:
+                work.give_up()
+                raise
+            except StoreError:
+                raise
             except OSError as e:
-                raise StoreError(f"could not {verb} {place}: {e.strerror}") from e
+                raise self._error(verb, name, e) from e
         raise AssertionError("the deadline raises")
 
-    @staticmethod
-    def _read(path: Path) -> bytes | None:
+    async def _settled(self) -> None:
+        """Wait for changes in the middle of which an earlier operation was given up."""
+        loop = asyncio.get_running_loop()
+        # After a fork, there are those of a loop that is gone.
+        while ends := [end for end, root in _unsettled.items() if root == self.root and end.get_loop() is loop]:
+            await asyncio.wait(ends)
+
+    def _error(self, verb: str, name: str, error: OSError) -> StoreError:
+        place = str(self.root / name)
+        if error.filename not in (None, place):
+            place += f" ({error.filename})"
+        if isinstance(error, PermissionError):
+            return StoreAccessError(f"not allowed to {verb} {place}: {error.strerror}; check who owns it")
+        return StoreError(f"could not {verb} {place}: {error.strerror}")
+
+    def path(self, name: str) -> Path:
+        """Return the path of an object, or of a prefix.
+
+        Raises:
+            StoreError: A symbolic link is on the way from the root.
+        """
+        path = self.root / name
+        directory = path if name.endswith("/") else path.parent
+        expected = os.path.join(os.path.realpath(self.root), os.path.relpath(directory, self.root))
+        if os.path.realpath(directory) != os.path.normpath(expected):
+            raise StoreError(
+                f"the directory {directory} is a symbolic link, or is below one; this store follows no link below "
+                f"{self.root}: replace the link by what it points to"
+            )
+        return path
+
+    def _read(self, work: _Work, name: str) -> bytes | None:
+        path = self.path(name)
         try:
-            return path.read_bytes()
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        with os.fdopen(descriptor, "rb") as file:
+            # A file never changes once it has its name.
+            if (size := os.fstat(descriptor).st_size) <= MAX_BODY_BYTES:
+                return file.read(size)
+        raise CorruptObjectError(
+            f"the object {path} can't be read: it has {size} bytes, and no value takes more "
+            f"than {MAX_BODY_BYTES}. Delete the key so that the next set writes it anew"
+        )
 
-    def _write(self, path: Path, body: bytes) -> None:
+    def _write(self, work: _Work, name: str, body: bytes) -> None:
+        path = self.path(name)
         # A clear by another process may remove the directory again before the file is in it, or the temporary file.
-        for _ in range(_PRUNE_RACES):
+        for _ in range(_MAX_WRITES):
             self._make_directory(path.parent)
             with contextlib.suppress(FileNotFoundError):
-                return self._replace(path, body)
+                return self._replace(work, path, body)
         raise FileNotFoundError(errno.ENOENT, "its directory keeps disappearing", str(path.parent))
 
     def _make_directory(self, directory: Path) -> None:
         # `mkdir(parents=True)` gives the mode to the last one only.
-        missing = [p for p in (directory, *directory.parents) if p.is_relative_to(self._root)]
-        self._root.parent.mkdir(parents=True, exist_ok=True)
+        missing = [p for p in (directory, *directory.parents) if p.is_relative_to(self.root)]
+        self.root.parent.mkdir(parents=True, exist_ok=True)
         for path in reversed(missing):
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 path.mkdir(mode=0o700)
 
-    @staticmethod
-    def _replace(path: Path, body: bytes) -> None:
+    def _replace(self, work: _Work, path: Path, body: bytes) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)  # mode 0600
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(body)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).replace(path)
-            directory = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)  # the new name survives a power cut too
-            finally:
-                os.close(directory)
+            with work.change():
+                Path(temporary).replace(path)
+            _flush_directory(path.parent)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
+            if work.given_up:
+                self._prune(path.parent)
             raise
 
-    def _unlink(self, names: Sequence[str]) -> dict[str, StoreError]:
+    def _unlink(self, work: _Work, names: Sequence[str]) -> dict[str, StoreError]:
         failed: dict[str, StoreError] = {}
         for name in names:
-            path = self._root / name
             try:
-                path.unlink(missing_ok=True)
+                path = self.path(name)
+                with work.change():
+                    path.unlink(missing_ok=True)
                 self._prune(path.parent)
+            except StoreError as e:
+                failed[name] = e
             except OSError as e:
-                failed[name] = StoreError(f"could not delete {path}: {e.strerror}")
+                failed[name] = self._error("delete", name, e)
         return failed
 
     def _prune(self, directory: Path) -> None:
-        """Remove directories that hold nothing any more, up to the root."""
-        while directory != self._root:
+        """Remove directories that have become empty, up to the root."""
+        while directory != self.root:
             try:
                 directory.rmdir()
             except FileNotFoundError:
@@ -129,12 +202,96 @@ class FileStore:
                 return
             directory = directory.parent
 
-    def _walk(self, prefix: str) -> Iterator[str]:
-        # Temporary files too, as a process that was killed leaves one. Whoever is still writing one starts anew.
-        for directory, _, files in os.walk(self._root / prefix):
-            for file in files:
-                yield os.path.relpath(os.path.join(directory, file), self._root)
+
+class _Walk:
+    """A listing, one page at a time."""
+
+    def __init__(self, store: FileStore, prefix: str) -> None:
+        self._names = self._walk(store, prefix)
+        self._failure: OSError | None = None
+
+    def next_page(self, work: _Work, size: int) -> Sequence[str]:
+        page = list(islice(self._names, size))
+        # All others first, since whoever clears deletes what is listed.
+        if not page and self._failure is not None:
+            raise self._failure
+        return page
+
+    def _walk(self, store: FileStore, prefix: str) -> Iterator[str]:
+        # Temporary files too, as a process that was killed leaves one: whoever is still writing one begins again.
+        # Links too, but not what they point to.
+        root = len(str(store.root)) + 1
+        directories = [str(store.path(prefix))]
+        while directories:
+            try:
+                with os.scandir(directories.pop()) as found:
+                    entries = list(found)
+            except FileNotFoundError:
+                continue
+            except OSError as e:
+                self._failure = e
+                continue
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    directories.append(entry.path)
+                else:
+                    yield entry.path[root:]
 
 
-def _page(names: Iterator[str], size: int) -> Sequence[str]:
-    return list(islice(names, size))
+class _GivenUpError(Exception):
+    """Nobody waits for the work any more."""
+
+
+class _Work:
+    """What a thread does for one operation."""
+
+    def __init__(self, root: Path) -> None:
+        self.given_up = False
+        self._root = root
+        self._changing = threading.Lock()
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def do(self, function: Callable[Concatenate[_Work, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the function on this thread."""
+        try:
+            return function(self, *args, **kwargs)
+        finally:
+            # A loop that is closed has nobody left who waits.
+            with contextlib.suppress(RuntimeError):
+                self._end.get_loop().call_soon_threadsafe(self._end.set_result, None)
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[None]:
+        """Allow the thread to make one change that others see, unless the work is given up.
+
+        Raises:
+            _GivenUpError: It is.
+        """
+        with self._changing:
+            if self.given_up:
+                raise _GivenUpError
+            yield
+
+    def give_up(self) -> None:
+        """Have the thread make no further change. Called on the loop."""
+        self.given_up = True
+        # Otherwise, a change is over, or does not begin any more.
+        if self._changing.locked():
+            _unsettled[self._end] = self._root
+            self._end.add_done_callback(_unsettled.pop)
+
+
+#: The ends of work that was given up in the middle of a change, and the root of the store.
+_unsettled: Final[dict[asyncio.Future[None], Path]] = {}
+
+
+def _flush_directory(directory: Path) -> None:
+    """Make a new name in the directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as e:
+        if e.errno not in _CANNOT_FLUSH:
+            raise
+    finally:
+        os.close(descriptor)

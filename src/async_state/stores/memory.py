@@ -1,4 +1,4 @@
-"""``memory://name``: a dict in this process, for tests. Another process sees nothing of it."""
+"""``memory://name``: a dict in this process, for tests. Other processes see nothing of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ _OBJECTS: dict[str, dict[str, bytes]] = {}
 
 
 class MemoryStore:
-    """Every store opened with the same URL in one process shares its objects."""
+    """Objects in a dict, which all stores of this URL in the process share.
+
+    Args:
+        url: Any URL.
+    """
 
     delete_limit = 1000
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from async_state.codec import MAX_TEXT_BYTES
+from async_state.codec import MAX_BODY_BYTES
 from async_state.errors import CorruptObjectError
 
 
@@ -98,17 +98,13 @@ class Operations(Protocol):
         """Return a page of the keys that begin with ``prefix``; a ``token`` of the page before takes it up there."""
 
 
-#: Bytes that an object may have: the largest value, and what compressing may add to one that does not compress.
-MAX_OBJECT_BYTES: Final = MAX_TEXT_BYTES + 1024 * 1024
-
-
 def check_size(length: int | None) -> None:
     """Refuse to read an object of ``length`` bytes, as its answer announces it, if it is too large.
 
     Raises:
         CorruptObjectError: it is.
     """
-    if length is not None and length > MAX_OBJECT_BYTES:
+    if length is not None and length > MAX_BODY_BYTES:
         raise CorruptObjectError(f"it has {length} bytes, more than any value")
 
 
