@@ -53,9 +53,8 @@ class Trouble:
     """What befalls requests to a scene's bucket: see `FakeS3.failing`."""
 
     fault: faults.Fault
-    method: str | None = None
+    when: Callable[[Request], bool]
     times: int | None = None
-    when: Callable[[Request], bool] | None = None
 
 
 def outage(seconds: float) -> Trouble:
@@ -69,15 +68,15 @@ def outage(seconds: float) -> Trouble:
     return Trouble(faults.slow_down(), when=when)
 
 
-def refusals(count: int, method: str) -> Trouble:
-    """S3 answers 503 to the first ``count`` requests of this method for each path."""
+def refusals(count: int, *methods: str) -> Trouble:
+    """S3 answers 503 to the first ``count`` requests of these methods for each path."""
     counted: Counter[str] = Counter()
 
     def when(request: Request) -> bool:
-        counted[request.path] += 1
-        return counted[request.path] <= count
+        counted[request.path] += request.method in methods
+        return request.method in methods and counted[request.path] <= count
 
-    return Trouble(faults.slow_down(), method=method, when=when)
+    return Trouble(faults.slow_down(), when=when)
 
 
 def killed_at_put(server: Fake, *, carried_out: bool) -> Trouble:
@@ -89,7 +88,7 @@ def killed_at_put(server: Fake, *, carried_out: bool) -> Trouble:
         server.kill_client()
         raise faults.ConnectionDropped(reset=True)
 
-    return Trouble(faults.Fault(answer=answer), method="PUT", times=1)
+    return Trouble(faults.Fault(answer=answer), when=lambda request: request.method == "PUT", times=1)
 
 
 @dataclass
@@ -117,6 +116,10 @@ class Scene:
     @property
     def bucket(self) -> str:
         return f"clients-{self.name}"
+
+    def hit_by(self, trouble: Trouble) -> Callable[[Request], bool]:
+        """Return what tells whether a request is this scene's and meets the trouble."""
+        return lambda request: f"{request.path}/".startswith(f"/{self.bucket}/") and trouble.when(request)
 
     def run(self, moto: FakeS3) -> Run:
         """Return the run, as the worker takes it, and make its bucket."""
@@ -184,10 +187,10 @@ def made() -> dict[str, Scene]:
     scenes["agent-killed"] = Scene("agent", Model("turn 2"))
 
     clears = {"AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS": "True"}
-    for method in "GET", "DELETE":
-        # Killed, so that the next try reads what this one has stored.
-        scene = Scene("livy", Livy("state"), (refusals(4, method),), environment=clears)
-        scenes[f"livy-{method}-refused"] = scene
+    # Killed, so that the next try reads what this one has stored.
+    for name, methods in ("get", ("GET",)), ("clear", ("DELETE", "POST")):
+        trouble = refusals(4, *methods)
+        scenes[f"livy-{name}-refused"] = Scene("livy", Livy("state"), (trouble,), environment=clears)
 
     scenes["livy-killed-before-submit"] = Scene("livy", Livy("submit"))
     for name, server, carried_out in (
@@ -225,11 +228,7 @@ def scenes(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> dic
         runs = [scene.run(moto_server) for scene in scenes.values()]
         for scene in scenes.values():
             for trouble in scene.troubles:
-                path = f"/{scene.bucket}/"
-                failing = moto_server.failing(
-                    trouble.fault, method=trouble.method, times=trouble.times, path=path, when=trouble.when
-                )
-                stack.enter_context(failing)
+                stack.enter_context(moto_server.failing(trouble.fault, times=trouble.times, when=scene.hit_by(trouble)))
         work(home, runs)
     return scenes
 
@@ -320,14 +319,14 @@ def assert_nothing_repeated(scene: Scene) -> None:
 
 
 @gives_up
-@of("livy-GET-refused")
+@of("livy-get-refused")
 def test_a_retry_reads_the_jobs_id_in_an_outage(scene: Scene) -> None:
     assert submitted(scene) == 1
     assert scene.ended == ("success", 2)
 
 
 @gives_up
-@of("livy-DELETE-refused")
+@of("livy-clear-refused")
 def test_a_task_that_succeeded_clears_its_state_in_an_outage(scene: Scene, moto_server: FakeS3) -> None:
     assert scene.ended == ("success", 2)
     assert scene.objects(moto_server) == []
