@@ -4,7 +4,8 @@ Airflow takes seconds to start, so it starts once, here, for any number of runs;
 one, with an environment and a copy of the database of its own. A task's channel to its supervisor is the real one, a
 socket, which ``dag.test()`` has not.
 
-As a program: reads a JSON list of `Run`s, as dicts, from standard input, and ends when all have.
+As a program: reads a JSON list of `Run`s, as dicts, from standard input, and ends when all have. Its argument is how
+many run at once, if not three.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 _AT_ONCE = 3
-_RUN_SECONDS = 120.0
+_RUN_SECONDS = 300.0
 _POLL_SECONDS = 0.2
 
 
@@ -52,13 +53,13 @@ class Run:
         return Path(os.environ["AIRFLOW_HOME"], self.name)
 
 
-def main(runs: Iterable[Run]) -> None:
+def main(runs: Iterable[Run], at_once: int = _AT_ONCE) -> None:
     database = Path(os.environ["AIRFLOW_HOME"], "airflow.db")
     _prepare()
     context = multiprocessing.get_context("fork")
     waiting, running = list(runs), list[ForkProcess]()
     while waiting or running:
-        while waiting and len(running) < _AT_ONCE:
+        while waiting and len(running) < at_once:
             run = waiting.pop(0)
             run.home.mkdir()
             shutil.copy(database, run.home)
@@ -163,7 +164,7 @@ def _supervise(run: Run, instance: Any, session: Any) -> None:
     work = ExecuteTask.make(instance)
     session.commit()
     client = InProcessTestSupervisor._api_client()  # type: ignore[no-untyped-call]
-    supervise_task(
+    ended = supervise_task(
         ti=TaskInstance.model_validate(work.ti.model_dump(), extra="ignore"),
         bundle_info=work.bundle_info,
         dag_rel_path=work.dag_rel_path,
@@ -171,9 +172,13 @@ def _supervise(run: Run, instance: Any, session: Any) -> None:
         log_path=str(run.home / "logs" / f"{instance.task_id}.{instance.try_number}.log"),
         client=client,
     )
+    if ended < 0:
+        # Its process was killed. The supervisor tells only its executor, from which the scheduler hears, who does this.
+        instance.handle_failure("the task's process was killed", session=session)
+        session.commit()
     returned = client.xcoms.get(instance.dag_id, instance.run_id, instance.task_id, "return_value")
     (run.home / f"{instance.task_id}.json").write_text(json.dumps(returned.value))
 
 
 if __name__ == "__main__":
-    main(Run(**run) for run in json.load(sys.stdin))
+    main((Run(**run) for run in json.load(sys.stdin)), *map(int, sys.argv[1:]))
