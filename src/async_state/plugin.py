@@ -46,9 +46,9 @@ class AsyncStatePlugin(AirflowPlugin):
         """Called by Airflow once in each process that loads plugins."""
         settings = _configured()
         if settings is not None and settings.patch_accessors:
-            from async_state import standin
+            from async_state import patches
 
-            log.debug("Awaiting methods given to %s", ", ".join(standin.install()) or "none: the SDK has its own")
+            log.debug("Awaiting methods given to %s", ", ".join(patches.install()) or "none: the SDK has its own")
 
 
 def _configured() -> Any:
