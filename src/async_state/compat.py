@@ -52,7 +52,7 @@ def before_commands(callback: Callable[..., None]) -> None:
     """
     from airflow.utils.cli_action_loggers import register_pre_exec_callback
 
-    register_pre_exec_callback(callback)
+    register_pre_exec_callback(callback)  # type: ignore[no-untyped-call]
 
 
 def sdk_awaits_hooks() -> bool:

@@ -42,7 +42,7 @@ METHODS = ("aget", "aset", "adelete", "aclear")
 #: Those that call the backend on the event loop, where there are any.
 BLOCKING = {f"{accessor}.{method}" for accessor in ACCESSORS[:2] for method in ("aget", "aset")}
 
-#: The beginning of the SHA-256 of the source of what the stand-in takes the place of, in task-sdk 1.3.2 and in 1.4.0b2.
+#: The beginning of the SHA-256 of the source of what the patches replace, in task-sdk 1.3.2 and in 1.4.0b2.
 PINNED = {
     "1.3": {
         "TaskStateStoreAccessor.get": "c08f6e34b1eb3a4f",
@@ -284,7 +284,7 @@ def test_a_bad_option_is_logged_and_breaks_nothing() -> None:
 
 
 def test_without_a_backend_next_to_nothing_is_imported() -> None:
-    options = {"errors", "codec", "keys", "settings", "provider_info"}
+    options = {"components", "errors", "codec", "keys", "settings", "provider_info"}
     expected = {"async_state", "async_state.plugin", *(f"async_state.{name}" for name in options)}
     assert in_process(loaded)["modules"] <= expected
 
@@ -365,11 +365,11 @@ def test_forked_tasks_have_the_event_loop_that_they_would_have_without() -> None
     assert (prepared == "there is one") == (sys.version_info < (3, 14))
 
 
-def test_the_sdk_is_the_one_that_the_stand_in_was_written_for() -> None:
+def test_the_sdk_is_the_one_that_the_patches_were_written_for() -> None:
     version, found = in_process(fingerprints)
     changed = [name for name, fingerprint in found.items() if fingerprint != PINNED[version][name]]
     assert not changed, (
         f"{', '.join(changed)} of airflow.sdk.execution_time.context changed: compare with task-sdk {version} what is "
-        "asked, in which order, what is raised and which default is given; bring sdk.py, accessors.py and standin.py "
+        "asked, in which order, what is raised and which default is given; bring compat, accessors and patches "
         "up to it; and then pin the new source here"
     )
