@@ -2,8 +2,9 @@
 
 In ``airflow.sdk.execution_time.context``, up to task-sdk 1.4's pre-releases, ``aget`` and ``aset`` call a backend's
 synchronous hooks on the event loop. In task-sdk 1.3 ``TaskStateStoreAccessor`` has no ``aget``, ``aset``, ``adelete``
-and ``aclear`` at all, and up to 1.3.1 the accessors of assets have none either. The replacements are one line over
-`AsyncStateStore` each. They are not installed where the SDK awaits a backend's coroutines itself.
+and ``aclear`` at all, and up to 1.3.1 the accessors of assets have none either. All four need a supervisor with
+``asend``, which that of ``dag.test()`` does not have. The replacements are one line over `AsyncStateStore` each. They
+are not installed where the SDK awaits a backend's coroutines itself.
 
 This module is not part of the public interface.
 """
@@ -42,19 +43,19 @@ async def _aclear(self: Any) -> None:
 
 
 def install() -> list[str]:
-    """Replace the accessors' methods that block, add those that are missing, and return the names of both."""
+    """Replace the coroutines of the SDK's accessors, add those that are missing, and return the names of both."""
     if compat.sdk_awaits_hooks():
         return []
     of_task, of_asset, of_assets = compat.accessor_classes()
     changed = []
-    for accessor, aset, blocks in (
+    for accessor, aset, replaced in (
         (of_task, _aset_task, True),
         (of_asset, _aset_asset, True),
         # It delegates to the accessor of its only asset.
         (of_assets, _aset_asset, False),
     ):
         for name, method in ("aget", _aget), ("aset", aset), ("adelete", _adelete), ("aclear", _aclear):
-            if (blocks and name in ("aget", "aset")) or not hasattr(accessor, name):
+            if replaced or not hasattr(accessor, name):
                 setattr(accessor, name, method)
                 changed.append(f"{accessor.__name__}.{name}")
     return changed
