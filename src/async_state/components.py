@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The components by the beginning of their command lines.
-_COMPONENTS: Final = {
-    ("scheduler",): "scheduler",
-    ("triggerer",): "triggerer",
-    ("api-server",): "api-server",
-    ("celery", "worker"): "worker",
-    ("edge", "worker"): "worker",
-}
+_COMPONENTS: Final = ("scheduler", "triggerer", "api-server", "celery worker", "edge worker")
 _LOCAL_EXECUTORS: Final = ("LocalExecutor", "SequentialExecutor")
 
 
@@ -80,8 +73,8 @@ def prepare(settings: Settings) -> None:
 
 
 def _before_command(**_: Any) -> None:
-    words = tuple(sys.argv[1:3])
-    component = _COMPONENTS.get(words) or _COMPONENTS.get(words[:1])
+    command = " ".join(sys.argv[1:3])
+    component = next((name for name in _COMPONENTS if f"{command} ".startswith(f"{name} ")), None)
     if component is None:
         return
     settings = configured()
@@ -96,7 +89,7 @@ def _before_command(**_: Any) -> None:
 
         ownership.check_in_background(settings, component)
     # The scheduler and the triggerer prepare in the plugin's listener.
-    if component == "worker":
+    if component.endswith("worker"):
         prepare(settings)
 
 

@@ -5,8 +5,8 @@ Two deployments with the same ids below one URL would read and clear each other'
 * ``[async_state] owner``, where both the component and the object have one. Nothing else counts then.
 * The location of the metadata database, which holds the references to the objects: what makes a deployment one. The
   scheduler and the triggerer know it.
-* The location of Celery's broker: two deployments that shared one would run each other's tasks. A worker, which does
-  not know the database, knows it.
+* The location of Celery's broker: two deployments that shared one would run each other's tasks. Celery's worker, which
+  does not know the database, knows it.
 
 Each location is compared with one of its own kind, without credentials, driver and parameters. Keys such as
 ``[core] fernet_key`` and the secret of JSON web tokens do not name a deployment: they are copied together with the
@@ -72,7 +72,7 @@ def check_in_background(settings: Settings, component: str) -> None:
 
     Args:
         settings: The backend's settings.
-        component: ``scheduler``, ``triggerer``, ``api-server`` or ``worker``.
+        component: The command of ``airflow`` that runs it, such as ``celery worker``.
     """
     try:
         claim = claim_of(settings, component)
@@ -87,13 +87,13 @@ def claim_of(settings: Settings, component: str) -> Claim:
     locations = {}
     if component in ("scheduler", "triggerer"):
         locations["database"] = _database(conf.get("database", "sql_alchemy_conn", fallback="") or "")
-    if component == "worker":
+    if component == "celery worker":
         locations["broker"] = _broker(conf.get("celery", "broker_url", fallback="") or "")
     executor = conf.get("core", "executor", fallback="")
     clears = None
     if component == "api-server":
         clears = "api-server"
-    elif component == "worker" or (component == "scheduler" and executor == "LocalExecutor"):
+    elif component.endswith("worker") or (component == "scheduler" and executor == "LocalExecutor"):
         clears = "workers"
     return Claim(
         component=component,

@@ -1,7 +1,6 @@
 """The plugin, and the methods that it gives to the SDK's accessors: see test_accessors.py for what those do.
 
-Each test is a process of its own, since all this changes the SDK for good. They are forked from one that has imported
-Airflow, which takes seconds, and of ours no more than every process that reads Airflow's configuration.
+Each test is a process of its own, since all this changes the SDK for good.
 """
 
 from __future__ import annotations
@@ -10,26 +9,23 @@ import asyncio
 import hashlib
 import inspect
 import json
-import logging
-import multiprocessing
 import os
 import shutil
 import ssl
 import sys
 import threading
 import warnings
-from collections.abc import Callable
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.airflow.processes import in_process, listened
+
 if TYPE_CHECKING:
     from async_state.testing import FakeS3
 
-SECONDS = 60.0
 OURS = "async_state.AsyncStateBackend"
 OTHER = "tests.airflow.dags.async_sync_backend.SyncBackend"
 BACKEND = "AIRFLOW__WORKERS__STATE_STORE_BACKEND"
@@ -78,33 +74,6 @@ PINNED = {
     },
 }
 
-processes = multiprocessing.get_context("forkserver")
-
-
-def in_process(function: Callable[..., Any], *arguments: Any, **environment: str) -> Any:
-    """Return what the function returns in a process with these variables in its environment."""
-    processes.set_forkserver_preload(["airflow.sdk.execution_time.task_runner", "airflow.sdk.plugins_manager"])
-    ours, theirs = processes.Pipe(duplex=False)
-    given = {name: value for name, value in os.environ.items() if name.startswith(("AIRFLOW_", "AWS_"))}
-    process = processes.Process(target=_call, args=(theirs, function, arguments, {**given, **environment}), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        with ours:
-            assert ours.poll(SECONDS), "no answer"
-            return ours.recv()
-    finally:
-        process.kill()
-        process.join()
-
-
-def _call(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], given: dict[str, str]) -> None:
-    os.environ.update(given)
-    # Airflow's configuration knows our options, and so imports what describes them.
-    assert not {"async_state.plugin", "async_state.backend", "botocore"} & set(sys.modules)
-    pipe.send(function(*arguments))
-
-
 # What runs in such a process.
 
 
@@ -113,18 +82,6 @@ def methods() -> dict[str, Any]:
 
     places = [(accessor, method) for accessor in ACCESSORS for method in METHODS]
     return {f"{accessor}.{method}": getattr(getattr(context, accessor), method, None) for accessor, method in places}
-
-
-def listened() -> list[tuple[str, str]]:
-    """Return a list of what we log from now on, with its level."""
-    told: list[tuple[str, str]] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            told.append((record.levelname, record.getMessage()))
-
-    logging.getLogger("async_state").addHandler(Listener())
-    return told
 
 
 def loaded() -> dict[str, Any]:
