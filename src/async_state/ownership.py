@@ -136,7 +136,9 @@ def _in_process_of_its_own(settings: Settings, claim: Claim) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child:
-        os.waitpid(child, 0)
+        # Airflow's daemons may ignore SIGCHLD.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child, 0)
         return
     try:
         # Twice, so that nobody has to wait for it.

@@ -146,6 +146,11 @@ def started(component: str) -> dict[str, Any]:
 def first_operation(endpoint_url: str, **changed: str) -> dict[str, Any]:
     """Return what the first operation does in a process that is forked from a scheduler, with another environment."""
     started("scheduler")
+    return in_fork(endpoint_url, **changed)
+
+
+def in_fork(endpoint_url: str, **changed: str) -> dict[str, Any]:
+    """Return what the first operation does in a process that is forked from this one, with another environment."""
     ours, theirs = os.pipe()
     if not os.fork():
         try:

@@ -1,7 +1,7 @@
 """Processes whose parent has prepared them: what they inherit, and what they look up for themselves.
 
 Prepared in the same process here, which changes nothing: what is prepared is what the next backend finds. That it is
-inherited is shown in test_standin.py, and what comes of failures in test_faults.py.
+inherited is shown in test_patches.py, and what comes of failures in test_faults.py.
 """
 
 from __future__ import annotations
