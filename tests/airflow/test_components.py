@@ -55,7 +55,7 @@ def started(*words: str) -> dict[str, Any]:
     sys.addaudithook(lambda event, _: connected.append(event) if event == "socket.connect" else None)
     files = set(Path("/proc/self/fd").iterdir())
     ends, held = os.pipe()
-    cli_action_loggers.on_pre_execution(sub_command="wrapper", full_command=str(sys.argv))
+    cli_action_loggers.on_pre_execution(sub_command="wrapper", full_command=str(sys.argv))  # type: ignore[no-untyped-call]
     os.close(held)
     # Whoever still checks in the background holds the other end.
     os.read(ends, 1)
@@ -133,11 +133,11 @@ def test_the_first_scheduler_names_the_deployment_and_its_components_agree(place
 
 
 def test_another_deployments_components_are_told_of_both(place: Place) -> None:
-    for component in ["scheduler"], ["celery", "worker"]:
-        assert start(*component, **place.environment, **PROD) == []
+    for component in "scheduler", "celery worker":
+        assert start(*component.split(), **place.environment, **PROD) == []
     before = place.owner()
-    for component, kind in ([["scheduler"], "database"], [["triggerer"], "database"], [["celery", "worker"], "broker"]):
-        ((level, message),) = start(*component, **place.environment, **COPY)
+    for component, kind in ("scheduler", "database"), ("triggerer", "database"), ("celery worker", "broker"):
+        ((level, message),) = start(*component.split(), **place.environment, **COPY)
         assert level == "ERROR"
         assert f"{kind} {before[kind]}" in message
         assert f"{kind} {before[kind].replace('prod', 'copy')}" in message
@@ -328,7 +328,7 @@ def test_workers_prepare_what_their_tasks_inherit(moto: FakeS3, words: list[str]
 def command_functions() -> list[str]:
     from airflow.providers_manager import ProvidersManager
 
-    return [f"{f.__module__}.{f.__name__}" for f in ProvidersManager().cli_command_functions]
+    return [f"{f.__module__}.{f.__name__}" for f in ProvidersManager().cli_command_functions]  # type: ignore[no-untyped-call]
 
 
 def test_airflows_command_line_finds_the_callback() -> None:

@@ -46,7 +46,7 @@ class Supervisor:
 def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     use(monkeypatch, None)
     double = Supervisor()
-    with set_supervisor_comms(double):  # type: ignore[arg-type]
+    with set_supervisor_comms(double):
         yield double
 
 
@@ -162,7 +162,7 @@ async def test_a_negative_retention_is_refused_by_the_options_name(
     ids=["uri", "name", "both"],
 )
 async def test_an_asset_is_asked_for_by_what_it_is_known_by(
-    supervisor: Supervisor, accessor: Any, by: dict[str, str], scope: dict[str, str]
+    supervisor: Supervisor, accessor: Any, by: dict[str, str], scope: dict[str, Any]
 ) -> None:
     state = AsyncStateStore(accessor)
     assert state._sdk.scope == AssetScope(**scope)
@@ -249,7 +249,7 @@ async def test_operations_on_many_keys_begin_only_so_many_at_once(
     use(monkeypatch, AsyncStateBackend(settings) if limit else None)
     keys = [f"k{i}" for i in range(60)]
     double = Counted()
-    with set_supervisor_comms(double):  # type: ignore[arg-type]
+    with set_supervisor_comms(double):
         answering = asyncio.create_task(double.answer())
         call = getattr(AsyncStateStore(TASK), operation)
         await call(dict.fromkeys(keys, 1) if operation == "aset_many" else keys)
@@ -266,7 +266,7 @@ async def test_operations_on_many_keys_begin_only_so_many_at_once(
 async def test_a_reference_without_a_backend_is_warned_of(
     supervisor: Supervisor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stored = {REF_MARKER: "s3://state/v1/task/a/b/c/-1/worker/k"}
+    stored: Any = {REF_MARKER: "s3://state/v1/task/a/b/c/-1/worker/k"}
     supervisor.response = comms.TaskStateStoreResult(value=stored)
     with caplog.at_level(logging.WARNING, "async_state"):
         assert await AsyncStateStore(TASK).aget("k") == stored
@@ -282,6 +282,6 @@ async def test_a_supervisor_without_asend_is_asked_in_place(monkeypatch: pytest.
         threads.append(asyncio.get_running_loop())
         return comms.TaskStateStoreResult(value=1)
 
-    with set_supervisor_comms(SimpleNamespace(send=send)):  # type: ignore[arg-type]
+    with set_supervisor_comms(SimpleNamespace(send=send)):
         assert await AsyncStateStore(TASK).aget("k") == 1
     assert threads == [asyncio.get_running_loop()]

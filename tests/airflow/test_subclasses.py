@@ -49,7 +49,7 @@ def used(of: str, way: str) -> dict[str, Any]:
     accessor: Any = AssetStateStoreAccessor(name="orders")
     if of == "task":
         accessor = TaskStateStoreAccessor(uuid.UUID(int=1), TaskScope(dag_id="d", run_id="r", task_id="t"))
-    state = AsyncStateStore(accessor) if way == "store" else accessor
+    state: Any = AsyncStateStore(accessor) if way == "store" else accessor
 
     async def everything() -> Any:
         await state.aset("k", SECRET)
@@ -58,7 +58,7 @@ def used(of: str, way: str) -> dict[str, Any]:
         await state.aclear()
         return found
 
-    with set_supervisor_comms(Supervisor()):  # type: ignore[arg-type]
+    with set_supervisor_comms(Supervisor()):
         if way == "sync":
             state.set("k", SECRET)
             found = state.get("k")

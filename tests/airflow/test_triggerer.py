@@ -69,7 +69,7 @@ def outcome(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Ou
 
     services = Services(
         tmp_path_factory.mktemp("triggerer") / "airflow",
-        ROOT / "tests" / "triggers" / "dags.py",
+        ROOT / "tests" / "airflow" / "triggers" / "dags.py",
         common={"PYTHONPATH": str(ROOT), "TRIGGERER_ROUNDS": str(ROUNDS)},
         worker={
             **moto_server.environment,

@@ -8,7 +8,7 @@ from typing import Any
 from celery import shared_task
 
 
-@shared_task(name="probe")
+@shared_task(name="probe")  # type: ignore[untyped-decorator]
 def probe(endpoint_url: str) -> dict[str, Any]:
     """Return what this process of the pool has inherited, and what a first operation does in one forked from it."""
     inherited = "aiobotocore" in sys.modules
