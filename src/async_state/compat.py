@@ -1,16 +1,23 @@
-"""The one place that knows which Airflow is installed."""
+"""All that this package knows of Airflow's versions and of the SDK's private names.
+
+The messages to the supervisor are read off task-sdk 1.3 and 1.4, where they are the same. This module is not part of
+the public interface.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
-from airflow.sdk.state import BaseStoreBackend
+import anyio.to_thread
+from airflow.sdk.state import AssetScope, BaseStoreBackend
 
 if TYPE_CHECKING:
     StoreBackend = BaseStoreBackend
 else:
-    # The API server checks for a second copy of the class, airflow-core's own; where core is not installed, nothing
-    # does.
+    # The API server requires a subclass of airflow-core's own copy of the class. A worker may have no airflow-core.
     try:
         from airflow._shared.state import BaseStoreBackend as CoreStoreBackend
     except ImportError:
@@ -20,22 +27,212 @@ else:
         _bases = tuple(dict.fromkeys((BaseStoreBackend, CoreStoreBackend)))
         StoreBackend = type("StoreBackend", _bases, {"__doc__": BaseStoreBackend.__doc__})
 
+#: The SDK wraps a reference in a dict with this key before it sends the reference to the database.
+REF_MARKER: Final = "__airflow_state_ref__"
+
+_ACCESSORS: Final = ("TaskStateStoreAccessor", "AssetStateStoreAccessor", "AssetStateStoreAccessors")
+
 
 def airflow_conf() -> Any:
-    """Return Airflow's configuration, which the SDK reads the same way in every component."""
+    """Return Airflow's configuration, which the SDK reads in the same way in every component."""
     from airflow.sdk.configuration import conf
 
     return conf
 
 
 def clear_on_success() -> bool:
-    """Tell whether a task's success clears its state, ``[state_store] clear_on_success``."""
+    """Return whether a task's success clears its state (``[state_store] clear_on_success``)."""
     return bool(airflow_conf().getboolean("state_store", "clear_on_success", fallback=False))
 
 
-def sdk_awaits_hooks() -> bool:
-    """Tell whether the SDK's own accessors await a backend's ``aserialize_…`` and ``adeserialize_…``.
+def before_commands(callback: Callable[..., None]) -> None:
+    """Have Airflow's command line call ``callback`` in its own process before it runs a command.
 
-    No release does yet; the names are those that apache/airflow#72129 proposes.
+    Airflow passes keyword arguments, of which ``full_command`` is the command line, and logs what the callback raises.
+    """
+    from airflow.utils.cli_action_loggers import register_pre_exec_callback
+
+    register_pre_exec_callback(callback)  # type: ignore[no-untyped-call]
+
+
+def sdk_awaits_hooks() -> bool:
+    """Return whether the SDK's own accessors await a backend's ``aserialize_…`` and ``adeserialize_…``.
+
+    No release does so yet. apache/airflow#72129 proposes these names.
     """
     return hasattr(BaseStoreBackend, "aserialize_task_state_store_to_ref")
+
+
+def accessor_classes() -> tuple[Any, ...]:
+    """Return the SDK's accessor classes: of a task, of one asset, and of all assets of a task."""
+    from airflow.sdk.execution_time import context
+
+    return tuple(getattr(context, name) for name in _ACCESSORS)
+
+
+def worker_backend() -> Any:
+    """Return the worker's state-store backend, of which a process has one, or ``None`` if none is configured."""
+    from airflow.sdk.execution_time.context import _get_worker_state_store_backend
+
+    return _get_worker_state_store_backend()
+
+
+def supervisor() -> Any:
+    """Return this process's channel to its supervisor."""
+    from airflow.sdk.execution_time import task_runner
+
+    return task_runner.SUPERVISOR_COMMS
+
+
+async def ask(message: Any) -> Any:
+    """Send the message to the supervisor and return the response."""
+    channel = supervisor()
+    asend = getattr(channel, "asend", None)
+    if asend is not None:
+        return await asend(message)
+    # The in-process supervisor of `dag.test()` has `send` alone. It is not called in a thread: while it works, it
+    # removes itself from `task_runner`, and whatever else runs on this loop meanwhile would find no supervisor.
+    return channel.send(message)
+
+
+async def call_hook(backend: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Await the backend's coroutine for the hook ``name``. Without one, call the hook itself in a thread."""
+    coroutine = getattr(backend, f"a{name}", None)
+    if coroutine is not None:
+        return await coroutine(*args, **kwargs)
+    return await anyio.to_thread.run_sync(partial(getattr(backend, name), *args, **kwargs))
+
+
+def state_of(accessor: Any) -> TaskState | AssetState:
+    """Return the messages that the accessor sends to the supervisor.
+
+    The accessor is recognised by its attributes, since a later SDK may bring classes that are not known here.
+
+    Raises:
+        TypeError: ``accessor`` is not an accessor of a task's or an asset's state.
+        ValueError: ``accessor`` stands for several assets.
+    """
+    if hasattr(accessor, "_single_accessor"):
+        accessor = accessor._single_accessor()
+    if hasattr(accessor, "_ti_id") and hasattr(accessor, "_scope"):
+        return TaskState(accessor)
+    if hasattr(accessor, "_name") and hasattr(accessor, "_uri"):
+        return AssetState(accessor)
+    raise TypeError(
+        f"expected context['task_state_store'] or context['asset_state_store'][ASSET], not {type(accessor).__name__}"
+    )
+
+
+class TaskState:
+    """The messages of a task's accessor, whose class in task-sdk 1.3 has no coroutines."""
+
+    serialize: Final = "serialize_task_state_store_to_ref"
+    deserialize: Final = "deserialize_task_state_store_from_ref"
+
+    def __init__(self, accessor: Any) -> None:
+        from airflow.sdk.execution_time import comms
+
+        self.accessor = accessor
+        self.scope = accessor._scope
+        self._ti_id = accessor._ti_id
+        self._comms = comms
+
+    def get(self, key: str) -> Any:
+        """Return the message that asks for the key's row."""
+        return self._comms.GetTaskStateStore(ti_id=self._ti_id, key=key)
+
+    def set(self, key: str, stored: Any, *, expires_at: datetime | None) -> Any:
+        """Return the message that writes the key's row."""
+        return self._comms.SetTaskStateStore(ti_id=self._ti_id, key=key, value=stored, expires_at=expires_at)
+
+    def delete(self, key: str) -> Any:
+        """Return the message that deletes the key's row."""
+        return self._comms.DeleteTaskStateStore(ti_id=self._ti_id, key=key)
+
+    def clear(self) -> Any:
+        """Return the message that deletes all rows."""
+        return self._comms.ClearTaskStateStore(ti_id=self._ti_id)
+
+    def stored(self, response: Any) -> Any:
+        """Return the row that the response to `get` holds, or ``None`` if there is none.
+
+        Raises:
+            AirflowRuntimeError: the response is another error than that there is no such key.
+        """
+        return _stored(response, self._comms.TaskStateStoreResult, "TASK_STORE_NOT_FOUND")
+
+    @staticmethod
+    def expiry(retention: timedelta | None) -> dict[str, Any]:
+        """Return the arguments of `set` for ``retention``, computed from the present time as the SDK does."""
+        from airflow.sdk.execution_time.context import NEVER_EXPIRE
+
+        now = datetime.now(tz=timezone.utc)
+        if retention is NEVER_EXPIRE:
+            return {"expires_at": None}
+        if retention is not None:
+            return {"expires_at": now + retention}
+        days = airflow_conf().getint("state_store", "default_retention_days")
+        if days < 0:
+            raise ValueError(
+                f"[state_store] default_retention_days must not be negative, but is {days}; 0 means that state never "
+                "expires"
+            )
+        return {"expires_at": now + timedelta(days=days) if days else None}
+
+
+class AssetState:
+    """The messages of an asset's accessor."""
+
+    serialize: Final = "serialize_asset_state_store_to_ref"
+    deserialize: Final = "deserialize_asset_state_store_from_ref"
+
+    def __init__(self, accessor: Any) -> None:
+        from airflow.sdk.execution_time import comms
+
+        self.accessor = accessor
+        self.scope = AssetScope(name=accessor._name, uri=accessor._uri)
+        self._by, self._asset = (
+            ("Name", {"name": accessor._name}) if accessor._name else ("Uri", {"uri": accessor._uri})
+        )
+        self._comms = comms
+
+    def get(self, key: str) -> Any:
+        """Return the message that asks for the key's row."""
+        return self._message("Get", key=key)
+
+    def set(self, key: str, stored: Any) -> Any:
+        """Return the message that writes the key's row."""
+        return self._message("Set", key=key, value=stored)
+
+    def delete(self, key: str) -> Any:
+        """Return the message that deletes the key's row."""
+        return self._message("Delete", key=key)
+
+    def clear(self) -> Any:
+        """Return the message that deletes all rows."""
+        return self._message("Clear")
+
+    def stored(self, response: Any) -> Any:
+        """Return the row that the response to `get` holds, or ``None``. Errors are as in `TaskState.stored`."""
+        return _stored(response, self._comms.AssetStateStoreResult, "ASSET_STORE_NOT_FOUND")
+
+    @staticmethod
+    def expiry(retention: timedelta | None) -> dict[str, Any]:
+        """Return no arguments, and refuse a ``retention``."""
+        if retention is not None:
+            raise TypeError("an asset's state does not expire: leave out retention")
+        return {}
+
+    def _message(self, verb: str, **fields: Any) -> Any:
+        return getattr(self._comms, f"{verb}AssetStateStoreBy{self._by}")(**self._asset, **fields)
+
+
+def _stored(response: Any, found: type, not_found: str) -> Any:
+    from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+    from airflow.sdk.execution_time.comms import ErrorResponse
+
+    if isinstance(response, found):
+        return response.value  # type: ignore[attr-defined]
+    if isinstance(response, ErrorResponse) and response.error != ErrorType[not_found]:
+        raise AirflowRuntimeError(response)
+    return None

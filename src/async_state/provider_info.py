@@ -1,4 +1,7 @@
-"""Entry point ``apache_airflow_provider``, by which Airflow knows the options and lists them."""
+"""The entry point ``apache_airflow_provider``, by which Airflow learns of the options and of the commands.
+
+This module is not part of the public interface.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from async_state.settings import SECTION, options
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return the metadata that Airflow's providers manager reads."""
+    """Return the provider info in the form that Airflow's providers manager expects."""
     return {
         "package-name": "airflow-async-state",
         "name": "Async State",
         "description": "Task and asset state in an object store, without blocking an event loop.",
+        "cli": ["async_state.components.commands"],
         "config": {
             SECTION: {
                 "description": "The state-store backend async_state.AsyncStateBackend.",

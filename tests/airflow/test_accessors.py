@@ -32,7 +32,7 @@ DAGS = Path(__file__).parent / "dags"
 EXAMPLE = "example_task_state_store_async"
 BACKEND = "async_state.AsyncStateBackend"
 OTHER = {"conn_type": "http", "login": "other"}
-WORKER_SECONDS = 120
+WORKER_SECONDS = 300
 
 DELAY = 0.5
 OVERLAPPING = 8
@@ -151,7 +151,7 @@ def tasks(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Task
     runs = [
         # First, since its retry waits for five seconds.
         in_s3(moto, "example", EXAMPLE),
-        # Without the stand-in, of which `AsyncStateStore` must not depend.
+        # Without the patches, on which `AsyncStateStore` must not depend.
         in_s3(moto, "store", "async_store", patch=False),
         Run("inline", "async_store"),
         Run("sync-only", "async_store", {"AIRFLOW__WORKERS__STATE_STORE_BACKEND": "async_sync_backend.SyncBackend"}),
@@ -347,9 +347,9 @@ def test_the_sdks_accessors_wait_for_the_store_at_the_same_time(tasks: Tasks) ->
         assert found[operation]["gap"] < 0.25
 
 
-def test_with_portals_they_do_so_without_the_stand_in(tasks: Tasks) -> None:
+def test_with_portals_they_do_so_without_the_patches(tasks: Tasks) -> None:
     found = tasks.of("accessors-off", "overlap")
-    # What the stand-in is for: without a portal, one after the other, and nothing else meanwhile.
+    # What the patches are for: without a portal, one after the other, and nothing else meanwhile.
     assert found["aset"]["seconds"] > OVERLAPPING * DELAY
     assert found["aget"]["seconds"] < OVERLAPPING * DELAY / 2
     assert found["aget"]["gap"] < 0.25

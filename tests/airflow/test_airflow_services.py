@@ -204,7 +204,13 @@ def deployment(request: pytest.FixtureRequest, deployments: Deployments) -> Depl
 
 
 def stored(deployment: Deployment) -> dict[str, Any]:
-    """Return every object below the deployment's URL, by name, read with another client than the backend's."""
+    """Return every object of state below the deployment's URL, by name, read with another client than the backend's."""
+    found = everything(deployment)
+    assert found.pop("v1/owner")["database"] == f"sqlite:///{deployment.services.database}"
+    return found
+
+
+def everything(deployment: Deployment) -> dict[str, Any]:
     client = boto3.client(
         "s3",
         endpoint_url=deployment.moto.url,

@@ -69,7 +69,7 @@ def outcome(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Ou
 
     services = Services(
         tmp_path_factory.mktemp("triggerer") / "airflow",
-        ROOT / "tests" / "triggers" / "dags.py",
+        ROOT / "tests" / "airflow" / "triggers" / "dags.py",
         common={"PYTHONPATH": str(ROOT), "TRIGGERER_ROUNDS": str(ROUNDS)},
         worker={
             **moto_server.environment,
@@ -144,6 +144,9 @@ def test_values_are_in_the_bucket_and_deleted_ones_are_not(outcome: Outcome) -> 
     asset = "v1/asset/name/measured/worker"
     task = f"v1/task/deferring/{RUN.replace('+', '%2B')}/deferring/-1/worker"
     values = {name: value for name, value in outcome.objects.items() if "endless" not in name and "cursor" not in name}
+    # The deployment, as each triggerer and the scheduler have found it.
+    assert values.pop("v1/owner")["database"].endswith("/airflow/airflow.db")
+    assert not [name for name, text in outcome.logs.items() if "belongs to another deployment" in text]
     assert values == {
         f"{asset}/watermark": VALUE,
         **{f"{asset}/gathered%20{i}": i for i in range(8)},

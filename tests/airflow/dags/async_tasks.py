@@ -15,7 +15,7 @@ from airflow.sdk import DAG, Asset, Connection, get_current_context, task
 from airflow.sdk.execution_time.comms import CommsDecoder
 from airflow.sdk.execution_time.context import NEVER_EXPIRE, AssetStateStoreAccessor
 
-from async_state import AsyncStateBackend, sdk
+from async_state import AsyncStateBackend, compat
 from async_state.accessors import AsyncStateStore
 
 ORDERS = Asset(name="orders", uri="s3://orders/daily")
@@ -94,7 +94,7 @@ async def many(state: AsyncStateStore) -> dict[str, Any]:
     nobodys = AsyncStateStore(AssetStateStoreAccessor(name="nobody's"))
     for name, call in ("aget", nobodys.aget("k")), ("aset", nobodys.aset("k", 1)), ("adelete", nobodys.adelete("k")):
         found[f"nobody's {name}"] = await error_of(call)
-    if isinstance(backend := sdk.worker_backend(), AsyncStateBackend):
+    if isinstance(backend := compat.worker_backend(), AsyncStateBackend):
         await state.aset("gone", "gone")
         await backend.adelete(state._sdk.scope, "gone")
         found["gone"] = [await state.aget("gone"), await state.aget("gone", "default")]
@@ -127,7 +127,7 @@ async def asset_state() -> dict[str, Any]:
             found[key] = f"{type(e).__name__}: {e}"
     found["asked"] = ASKED
     # What a backend without coroutines was called on.
-    found["threads"] = sorted(getattr(sdk.worker_backend(), "THREADS", ()))
+    found["threads"] = sorted(getattr(compat.worker_backend(), "THREADS", ()))
     return found
 
 
@@ -216,7 +216,7 @@ async def overlap() -> dict[str, Any]:
 async def asking() -> AsyncIterator[None]:
     """Enter the block while a question to the supervisor is in flight, up to the block's first suspension."""
     question = asyncio.create_task(Connection.async_get("other"))
-    while not sdk.supervisor()._thread_lock.locked():
+    while not compat.supervisor()._thread_lock.locked():
         await asyncio.sleep(0)
     yield
     assert (await question).login == "other"

@@ -1,7 +1,6 @@
 """The plugin, and the methods that it gives to the SDK's accessors: see test_accessors.py for what those do.
 
-Each test is a process of its own, since all this changes the SDK for good. They are forked from one that has imported
-Airflow, which takes seconds, and of ours no more than every process that reads Airflow's configuration.
+Each test is a process of its own, since all this changes the SDK for good.
 """
 
 from __future__ import annotations
@@ -10,26 +9,23 @@ import asyncio
 import hashlib
 import inspect
 import json
-import logging
-import multiprocessing
 import os
 import shutil
 import ssl
 import sys
 import threading
 import warnings
-from collections.abc import Callable
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.airflow.processes import in_process, listened
+
 if TYPE_CHECKING:
     from async_state.testing import FakeS3
 
-SECONDS = 60.0
 OURS = "async_state.AsyncStateBackend"
 OTHER = "tests.airflow.dags.async_sync_backend.SyncBackend"
 BACKEND = "AIRFLOW__WORKERS__STATE_STORE_BACKEND"
@@ -39,10 +35,10 @@ AWAITED = "aserialize_task_state_store_to_ref"
 
 ACCESSORS = ("TaskStateStoreAccessor", "AssetStateStoreAccessor", "AssetStateStoreAccessors")
 METHODS = ("aget", "aset", "adelete", "aclear")
-#: Those that call the backend on the event loop, where there are any.
-BLOCKING = {f"{accessor}.{method}" for accessor in ACCESSORS[:2] for method in ("aget", "aset")}
+#: Those that call the backend on the event loop, or need a supervisor with ``asend``, where there are any.
+REPLACED = {f"{accessor}.{method}" for accessor in ACCESSORS[:2] for method in METHODS}
 
-#: The beginning of the SHA-256 of the source of what the stand-in takes the place of, in task-sdk 1.3.2 and in 1.4.0b2.
+#: The beginning of the SHA-256 of the source of what the patches replace, in task-sdk 1.3.2 and in 1.4.0b2.
 PINNED = {
     "1.3": {
         "TaskStateStoreAccessor.get": "c08f6e34b1eb3a4f",
@@ -54,6 +50,10 @@ PINNED = {
         "AssetStateStoreAccessor._extract_get_response": "c0eadf6b2d1959e6",
         "AssetStateStoreAccessor._build_get_message": "0c8b59864ccc59e4",
         "AssetStateStoreAccessor._build_set_message": "70b7c1eac6dd1201",
+        "AssetStateStoreAccessor.adelete": "bdf03ea9e2582ad7",
+        "AssetStateStoreAccessor._build_delete_message": "f455d61aaccbb5f3",
+        "AssetStateStoreAccessor.aclear": "c4aae12464a167d6",
+        "AssetStateStoreAccessor._build_clear_message": "4d12c12132e583fb",
     },
     "1.4": {
         "TaskStateStoreAccessor.aget": "67c65c5a91518fc9",
@@ -65,35 +65,14 @@ PINNED = {
         "AssetStateStoreAccessor._extract_get_response": "d4e2f3ee93d573ed",
         "AssetStateStoreAccessor._build_get_message": "68602d045b0538d6",
         "AssetStateStoreAccessor._build_set_message": "533f6ed7d151a08e",
+        "TaskStateStoreAccessor.adelete": "e9424f74ad696b5d",
+        "TaskStateStoreAccessor.aclear": "92f543c1c2554f59",
+        "AssetStateStoreAccessor.adelete": "bdf03ea9e2582ad7",
+        "AssetStateStoreAccessor._build_delete_message": "b6cd076a74e3109d",
+        "AssetStateStoreAccessor.aclear": "c4aae12464a167d6",
+        "AssetStateStoreAccessor._build_clear_message": "bff89e6fb2696ccc",
     },
 }
-
-processes = multiprocessing.get_context("forkserver")
-
-
-def in_process(function: Callable[..., Any], *arguments: Any, **environment: str) -> Any:
-    """Return what the function returns in a process with these variables in its environment."""
-    processes.set_forkserver_preload(["airflow.sdk.execution_time.task_runner", "airflow.sdk.plugins_manager"])
-    ours, theirs = processes.Pipe(duplex=False)
-    given = {name: value for name, value in os.environ.items() if name.startswith(("AIRFLOW_", "AWS_"))}
-    process = processes.Process(target=_call, args=(theirs, function, arguments, {**given, **environment}), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        with ours:
-            assert ours.poll(SECONDS), "no answer"
-            return ours.recv()
-    finally:
-        process.kill()
-        process.join()
-
-
-def _call(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], given: dict[str, str]) -> None:
-    os.environ.update(given)
-    # Airflow's configuration knows our options, and so imports what describes them.
-    assert not {"async_state.plugin", "async_state.backend", "botocore"} & set(sys.modules)
-    pipe.send(function(*arguments))
-
 
 # What runs in such a process.
 
@@ -103,18 +82,6 @@ def methods() -> dict[str, Any]:
 
     places = [(accessor, method) for accessor in ACCESSORS for method in METHODS]
     return {f"{accessor}.{method}": getattr(getattr(context, accessor), method, None) for accessor, method in places}
-
-
-def listened() -> list[tuple[str, str]]:
-    """Return a list of what we log from now on, with its level."""
-    told: list[tuple[str, str]] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            told.append((record.levelname, record.getMessage()))
-
-    logging.getLogger("async_state").addHandler(Listener())
-    return told
 
 
 def loaded() -> dict[str, Any]:
@@ -179,6 +146,11 @@ def started(component: str) -> dict[str, Any]:
 def first_operation(endpoint_url: str, **changed: str) -> dict[str, Any]:
     """Return what the first operation does in a process that is forked from a scheduler, with another environment."""
     started("scheduler")
+    return in_fork(endpoint_url, **changed)
+
+
+def in_fork(endpoint_url: str, **changed: str) -> dict[str, Any]:
+    """Return what the first operation does in a process that is forked from this one, with another environment."""
     ours, theirs = os.pipe()
     if not os.fork():
         try:
@@ -243,7 +215,7 @@ def fingerprints() -> tuple[str, dict[str, str | None]]:
 def test_accessors_get_awaiting_methods_where_the_backend_is_ours(backend: str) -> None:
     found = in_process(loaded, **{BACKEND: backend})
     assert "async_state" in found["plugins"]
-    assert found["given"] == BLOCKING | found["missing"]
+    assert found["given"] == REPLACED | found["missing"]
     assert found["told"] == []
     # Made at the first operation, and not here.
     assert "aiobotocore" not in found["modules"]
@@ -284,7 +256,18 @@ def test_a_bad_option_is_logged_and_breaks_nothing() -> None:
 
 
 def test_without_a_backend_next_to_nothing_is_imported() -> None:
-    options = {"errors", "codec", "keys", "settings", "misspelt", "urls", "provider_info"}
+    options = {
+        "components",
+        "errors",
+        "codec",
+        "chunked_json",
+        "keys",
+        "settings",
+        "misspelt",
+        "urls",
+        "threads",
+        "provider_info",
+    }
     expected = {"async_state", "async_state.plugin", *(f"async_state.{name}" for name in options)}
     assert in_process(loaded)["modules"] <= expected
 
@@ -365,11 +348,11 @@ def test_forked_tasks_have_the_event_loop_that_they_would_have_without() -> None
     assert (prepared == "there is one") == (sys.version_info < (3, 14))
 
 
-def test_the_sdk_is_the_one_that_the_stand_in_was_written_for() -> None:
+def test_the_sdk_is_the_one_that_the_patches_were_written_for() -> None:
     version, found = in_process(fingerprints)
     changed = [name for name, fingerprint in found.items() if fingerprint != PINNED[version][name]]
     assert not changed, (
         f"{', '.join(changed)} of airflow.sdk.execution_time.context changed: compare with task-sdk {version} what is "
-        "asked, in which order, what is raised and which default is given; bring sdk.py, accessors.py and standin.py "
+        "asked, in which order, what is raised and which default is given; bring compat, accessors and patches "
         "up to it; and then pin the new source here"
     )
