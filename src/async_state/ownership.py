@@ -112,8 +112,8 @@ async def check(settings: Settings, claim: Claim) -> None:
     """
     objects = Objects(settings)
     try:
-        async with objects.turn():
-            text = await objects.read(settings.url, NAME)
+        async with objects.operation() as until:
+            text = await objects.read(settings.url, NAME, until)
         found = _parsed(text)
         if not _is_same(found, claim):
             _log_other(settings.url, found, claim)
@@ -121,8 +121,8 @@ async def check(settings: Settings, claim: Claim) -> None:
         _log_unequal_clears(found, claim)
         updated = _merged(found, claim)
         if updated != found:
-            async with objects.turn():
-                await objects.write(NAME, json.dumps(updated))
+            async with objects.operation() as until:
+                await objects.write(NAME, json.dumps(updated), until)
     finally:
         await objects.aclose()
 
