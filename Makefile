@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 NEXT = apache-airflow==3.4.0b2
 NEXT_VENV ?= .venv-next
 
-# The rivals that `make bench` measures, one of which pins aiobotocore.
+# What `make bench` compares with. The Amazon provider pins aiobotocore, so this has an environment of its own.
 BENCH_VENV ?= .venv-bench
 
 # A file's tests stay together, as they share what it starts.
@@ -27,7 +27,7 @@ test: lint
 test-next: $(NEXT_VENV)/installed
 	$(NEXT_VENV)/bin/python -m pytest $(PARALLEL)
 
-# Ours beside the rivals: figures into docs/bench and README. Ten minutes; the other one, a minute.
+# This backend beside common-io's and bare clients: figures into docs/bench and README. Ten minutes; the other one, one.
 bench: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python -m bench
 
