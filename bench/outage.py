@@ -1,6 +1,6 @@
 """How many operations outlive an outage of the store: ``python -m bench outage``.
 
-Twelve sets and twelve gets start at once when `bench.server` begins to answer every request with 503, for ten seconds.
+Twelve sets and twelve gets start at once; from the first one's request on, `bench.server` answers 503 for ten seconds.
 Ours has its default ``timeout`` of 20 seconds; common-io has no such option, and tries as often as s3fs and botocore.
 A sample is one process, which has used the store before.
 """
@@ -41,7 +41,7 @@ async def _outlived(client: Client, endpoint: str, seconds: float) -> dict[str, 
     await asyncio.to_thread(client.put, keys[0])
     for key in keys:
         await client.aput(key)
-    await asyncio.to_thread(_begin_outage, endpoint, seconds)
+    await asyncio.to_thread(_announce_outage, endpoint, seconds)
     sets = [client.aput(f"{key}-new") for key in keys]
     gets = [client.aget(key) for key in keys]
     outcomes = await asyncio.gather(*sets, *gets, return_exceptions=True)
@@ -52,5 +52,5 @@ async def _outlived(client: Client, endpoint: str, seconds: float) -> dict[str, 
     }
 
 
-def _begin_outage(endpoint: str, seconds: float) -> None:
+def _announce_outage(endpoint: str, seconds: float) -> None:
     urlopen(Request(f"{endpoint}/_outage?seconds={seconds}", method="POST")).close()

@@ -9,7 +9,7 @@ how many requests came.
 ``POST /_fill?prefix=&count=``   make ``count`` objects below ``prefix``
 ``GET /_requests``               how many requests came since the last such one
 ``GET /_count?prefix=``          how many objects are below ``prefix``
-``POST /_outage?seconds=``       answer every request with 503 for so long
+``POST /_outage?seconds=``       answer 503 from the next request on, for so long
 ===============================  ==============================================
 """
 
@@ -72,6 +72,7 @@ class S3:
     def __init__(self) -> None:
         self.objects = Objects()
         self.requests = 0
+        self._outage_seconds = 0.0
         self._outage_until = 0.0
 
     def answer(self, method: str, target: str, body: bytes) -> Answer:
@@ -82,6 +83,8 @@ class S3:
         if path.startswith("/_"):
             return 200, "", str(self._told(path, parameters)).encode()
         self.requests += 1
+        if self._outage_seconds:
+            self._outage_until, self._outage_seconds = time.monotonic() + self._outage_seconds, 0.0
         if time.monotonic() < self._outage_until:
             error = f"{_XML}<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
             return 503, "Content-Type: application/xml\r\n", error.encode()
@@ -110,7 +113,7 @@ class S3:
                 self.objects.put(f"{parameters['prefix']}{number:07}", b"x" * 64)
             return int(parameters["count"])
         if path == "/_outage":
-            self._outage_until = time.monotonic() + float(parameters["seconds"])
+            self._outage_seconds = float(parameters["seconds"])
             return 0
         if path == "/_count":
             return sum(1 for _ in self.objects.after(parameters["prefix"], ""))

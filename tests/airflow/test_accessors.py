@@ -34,7 +34,7 @@ DAGS = Path(__file__).parent / "dags"
 EXAMPLE = "example_task_state_store_async"
 BACKEND = "async_state.AsyncStateBackend"
 OTHER = {"conn_type": "http", "login": "other"}
-WORKER_SECONDS = 120
+WORKER_SECONDS = 600
 
 DELAY = 0.5
 OVERLAPPING = 8

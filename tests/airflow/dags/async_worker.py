@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 _AT_ONCE = 3
-_RUN_SECONDS = 120.0
+_RUN_SECONDS = 600.0
 _POLL_SECONDS = 0.2
 
 
