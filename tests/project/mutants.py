@@ -16,7 +16,10 @@ REPORT = ROOT / "docs" / "mutants.md"
 LEAST = 0.95
 
 #: The line as it was changed, and why that changes nothing.
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT: dict[str, str] = {
+    "return _encode(unquote(kept, errors=None)) == kept": "what is no UTF-8 is replaced, and so differs when encoded",
+    "return _encode(unquote(kept, )) == kept": "what is no UTF-8 is replaced, and so differs when encoded",
+}
 
 _KILLED = ("killed", "timeout")
 _HEAD = """# Mutants
