@@ -363,7 +363,6 @@ def test_with_portals_they_do_so_without_the_stand_in(tasks: Tasks) -> None:
     found = tasks.of("accessors-off", "overlap")
     # What the stand-in is for: without a portal, one after the other, and nothing else meanwhile.
     assert tasks.most_at_once[bucket("accessors-off"), "PUT"] == 1
-    assert found["aset"]["gap"] >= DELAY / 2
     assert tasks.most_at_once[bucket("accessors-off"), "GET"] > 1
     assert found["aget"]["gap"] < DELAY / 2
 
