@@ -7,19 +7,26 @@ BIN = $(VENV)/bin
 NEXT = apache-airflow==3.4.0b2
 NEXT_VENV ?= .venv-next
 
-# The rivals that `make bench` measures, one of which pins aiobotocore.
+# What `make bench` compares with. The Amazon provider pins aiobotocore, so this has an environment of its own.
 BENCH_VENV ?= .venv-bench
+
+# The lowest versions that pyproject.toml allows, on the lowest Python that is there.
+FLOOR_VENV ?= .venv-floor
+FLOOR_PYTHON ?= $(firstword $(shell python3.10 -c "print('python3.10')" 2>/dev/null) $(PYTHON))
+
+MUTANTS_VENV ?= .venv-mutants
 
 # A file's tests stay together, as they share what it starts.
 PARALLEL = --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-clients test-next lint bench bench-quick clean
+.PHONY: demo test test-clients test-next test-floor mutants lint bench bench-quick clean
 
 # Runs the proposal's DAGs in a real Airflow and shows what is stored where.
 demo: $(VENV)/installed
 	$(BIN)/python -m demo
 
-# Types, style, and every test.
+# Types, style, and every test. One test alone takes seconds:
+# .venv/bin/python -m pytest tests/stores/s3/test_s3.py -k takes_one_request
 test: lint
 	$(BIN)/python -m pytest $(PARALLEL)
 
@@ -31,7 +38,15 @@ test-clients: $(VENV)/installed
 test-next: $(NEXT_VENV)/installed
 	$(NEXT_VENV)/bin/python -m pytest $(PARALLEL)
 
-# Ours beside the rivals: figures into docs/bench and README. Ten minutes; the other one, a minute.
+# The tests of S3 and of the contract on the lowest versions.
+test-floor: $(FLOOR_VENV)/installed
+	$(FLOOR_VENV)/bin/python -m pytest $(PARALLEL) tests/stores tests/backend/test_contract.py tests/test_purge.py
+
+# Which changes of the modules without I/O no test notices: into docs/mutants.md.
+mutants: $(MUTANTS_VENV)/installed
+	$(MUTANTS_VENV)/bin/python -m tests.project.mutants
+
+# This backend beside common-io's and bare clients: figures into docs/bench and README. Ten minutes; the other one, one.
 bench: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python -m bench
 
@@ -55,6 +70,20 @@ $(NEXT_VENV)/installed: pyproject.toml Makefile
 	$(NEXT_VENV)/bin/python -m pip install --quiet --editable . --group test '$(NEXT)'
 	touch $@
 
+# uv, since pip has no way to ask for the lowest versions.
+$(FLOOR_VENV)/installed: pyproject.toml Makefile
+	$(FLOOR_PYTHON) -m venv $(FLOOR_VENV)
+	$(FLOOR_VENV)/bin/python -m pip install --quiet uv
+	$(FLOOR_VENV)/bin/uv pip install --quiet --python $(FLOOR_VENV)/bin/python --resolution lowest-direct \
+		--editable . --group test
+	touch $@
+
+$(MUTANTS_VENV)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(MUTANTS_VENV)
+	$(MUTANTS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(MUTANTS_VENV)/bin/python -m pip install --quiet --editable . --group mutants
+	touch $@
+
 $(BENCH_VENV)/installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -62,4 +91,4 @@ $(BENCH_VENV)/installed: pyproject.toml Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEXT_VENV) $(BENCH_VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(NEXT_VENV) $(FLOOR_VENV) $(MUTANTS_VENV) $(BENCH_VENV) mutants .mypy_cache .ruff_cache .pytest_cache

@@ -1,4 +1,6 @@
-"""Ours beside the rivals, in the same run: ``make bench``, or ``python -m bench [measure ...]``.
+"""This backend beside common-io's and beside bare clients, in one run: ``make bench``.
+
+Or some measures alone: ``python -m bench [measure ...]``.
 
 Without arguments, everything is measured: results.json and plots go to docs/bench, and the tables into README. With
 ``--quick``, or only some measures, figures and plots go to build/bench and README stays as it is. Give ``--output`` to
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import plots, report
-from bench.rivals import RIVALS
+from bench.clients import CLIENTS
 from bench.samples import FULL, MEASURES, QUICK, SMOKE, Found, Series, Sizes
 from bench.servers import ROOT, running
 
@@ -77,8 +79,8 @@ def main() -> None:
 
 def take(measures: list[str], sizes: Sizes, output: Path) -> None:
     """Measure, and write results.json."""
-    for name, rival in RIVALS.items():
-        if missing := rival.missing():
+    for name, client in CLIENTS.items():
+        if missing := client.missing():
             print(f"skipped {name}: {', '.join(missing)} not installed", flush=True)
     file = output / "results.json"
     earlier = load(file)

@@ -7,8 +7,8 @@ are the limit. The largest scopes are cleared in the first round only; common-io
 fewer of them.
 
 Memory is what private pages a process has more than before, at the most, while it clears: a new process for each clear,
-which has put and cleared a key before. It looks every 10 ms. Rounds alternate between the rivals, and Airflow is frozen
-(``gc.freeze``) as in its executors.
+which has put and cleared a key before. It looks every 10 ms. Rounds alternate between the clients, and Airflow is
+frozen (``gc.freeze``) as in its executors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from bench.rivals import RIVALS, installed
+from bench.clients import CLIENTS, installed
 from bench.samples import Found, Sizes, rotated
 from bench.servers import BUCKET, Servers
 
@@ -61,49 +61,49 @@ def _skips(name: str, keys: int, number: int, sizes: Sizes) -> bool:
 
 
 def child(endpoint: str, control: str, rounds: int, counts: list[int], limits: dict[str, list[int]]) -> list[Any]:
-    """Return rival, keys, seconds and requests of each clear.
+    """Return client, keys, seconds and requests of each clear.
 
     ``limits`` says of common-io, and of the others, up to how many keys they clear in each round, and in the first.
     """
-    rivals = [RIVALS[name](endpoint) for name in installed(*_NAMES)]
+    clients = [CLIENTS[name](endpoint) for name in installed(*_NAMES)]
     samples = []
-    for rival in rivals:
-        _fill(control, rival.prefix("warm"), 1)
-        rival.clear("warm")
+    for client in clients:
+        _fill(control, client.prefix("warm"), 1)
+        client.clear("warm")
     gc.collect()
     gc.freeze()
     for number in range(rounds):
         for keys in counts:
-            for rival in rotated(rivals, number):
-                often, once = limits.get(rival.name, limits["others"])
+            for client in rotated(clients, number):
+                often, once = limits.get(client.name, limits["others"])
                 if keys > (often if number else once):
                     continue
                 scope = uuid.uuid4().hex
-                _fill(control, rival.prefix(scope), keys)
+                _fill(control, client.prefix(scope), keys)
                 _ask(control, "GET", "/_requests")
                 begun = time.perf_counter()
-                rival.clear(scope)
+                client.clear(scope)
                 took = time.perf_counter() - begun
-                samples.append((rival.name, keys, took, _ask(control, "GET", "/_requests")))
-                _check(control, rival.prefix(scope))
-    for rival in rivals:
-        rival.close()
+                samples.append((client.name, keys, took, _ask(control, "GET", "/_requests")))
+                _check(control, client.prefix(scope))
+    for client in clients:
+        client.close()
     return samples
 
 
 def memory_child(endpoint: str, name: str, keys: int) -> float:
     """Clear, and return by how many megabytes (millions of bytes) of private pages the process grew at the most."""
-    rival = RIVALS[name](endpoint)
-    _fill(endpoint, rival.prefix("warm"), 1)
-    rival.clear("warm")
+    client = CLIENTS[name](endpoint)
+    _fill(endpoint, client.prefix("warm"), 1)
+    client.clear("warm")
     gc.collect()
     gc.freeze()
     scope = uuid.uuid4().hex
-    _fill(endpoint, rival.prefix(scope), keys)
+    _fill(endpoint, client.prefix(scope), keys)
     with _watched() as peak:
-        rival.clear(scope)
-    _check(endpoint, rival.prefix(scope))
-    rival.close()
+        client.clear(scope)
+    _check(endpoint, client.prefix(scope))
+    client.close()
     return peak[0] / 1e6
 
 

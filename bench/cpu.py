@@ -1,8 +1,11 @@
 """Milliseconds of CPU time that the client spends on one put or get of 64 bytes: ``python -m bench cpu``.
 
 All threads of the process count, the server's process does not. On rclone's server without delay, one after the other;
-a sample is a round's time by its operations. Rounds alternate between the rivals, under ``gc.freeze`` as in Airflow's
+a sample is a round's time by its operations. Rounds alternate between the clients, under ``gc.freeze`` as in Airflow's
 executors.
+
+obstore takes the least, and is not the backend's client: it can't be used in a process that was forked after its first
+use, as Airflow forks its tasks, and it has not botocore's chain of credentials, from which the backend's come.
 """
 
 from __future__ import annotations
@@ -12,11 +15,11 @@ import gc
 import time
 from typing import Any
 
-from bench.rivals import KEYS, RIVALS, Rival, installed, opened
+from bench.clients import CLIENTS, KEYS, Client, installed, opened
 from bench.samples import Found, Sizes, rotated
 from bench.servers import Servers
 
-_NAMES = ("async_state", "boto3", "aiobotocore", "aiohttp")
+_NAMES = ("async_state", "boto3", "aiobotocore", "obstore", "aiohttp")
 
 
 def measure(servers: Servers, sizes: Sizes, found: Found) -> None:
@@ -27,38 +30,38 @@ def measure(servers: Servers, sizes: Sizes, found: Found) -> None:
 
 
 def child(endpoint: str, rounds: int, operations: int) -> list[Any]:
-    """Return rival, operation, mode and milliseconds an operation of each round."""
-    rivals = [RIVALS[name](endpoint) for name in installed(*_NAMES)]
-    ways = [(rival, "sync") for rival in rivals if rival.synchronous]
-    ways += [(rival, "async") for rival in rivals if rival.asynchronous]
+    """Return client, operation, mode and milliseconds an operation of each round."""
+    clients = [CLIENTS[name](endpoint) for name in installed(*_NAMES)]
+    ways = [(client, "sync") for client in clients if client.synchronous]
+    ways += [(client, "async") for client in clients if client.asynchronous]
     samples = []
-    with opened(rivals) as loop:
-        for rival, mode in ways:
+    with opened(clients) as loop:
+        for client, mode in ways:
             for operation in "put", "get":
-                _take(loop, rival, mode, operation, 3)
+                _take(loop, client, mode, operation, 3)
         gc.collect()
         gc.freeze()
         for number in range(rounds):
-            for rival, mode in rotated(ways, number):
+            for client, mode in rotated(ways, number):
                 for operation in "put", "get":
-                    took = _take(loop, rival, mode, operation, operations)
-                    samples.append((rival.name, operation, mode, took / operations * 1000))
+                    took = _take(loop, client, mode, operation, operations)
+                    samples.append((client.name, operation, mode, took / operations * 1000))
     return samples
 
 
-def _take(loop: asyncio.AbstractEventLoop, rival: Rival, mode: str, operation: str, operations: int) -> float:
+def _take(loop: asyncio.AbstractEventLoop, client: Client, mode: str, operation: str, operations: int) -> float:
     keys = (KEYS[:3] * operations)[:operations]
     if mode == "async":
-        return loop.run_until_complete(_atake(rival, operation, keys))
-    call = rival.put if operation == "put" else rival.get
+        return loop.run_until_complete(_atake(client, operation, keys))
+    call = client.put if operation == "put" else client.get
     begun = time.process_time()
     for key in keys:
         call(key)
     return time.process_time() - begun
 
 
-async def _atake(rival: Rival, operation: str, keys: list[str]) -> float:
-    call = rival.aput if operation == "put" else rival.aget
+async def _atake(client: Client, operation: str, keys: list[str]) -> float:
+    call = client.aput if operation == "put" else client.aget
     begun = time.process_time()
     for key in keys:
         await call(key)

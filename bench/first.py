@@ -9,7 +9,7 @@ backend, makes it and sets one value.
   after `async_state.stores.prepare` in the parent, as our plugin does in the scheduler, and without. Memory is what
   private pages the child has more than before.
 
-A sample is one process. Rounds alternate between the rivals; the parents of the forks wait beside each other.
+A sample is one process. Rounds alternate between the clients; the parents of the forks wait beside each other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import traceback
 from collections.abc import Iterator
 
 from bench.clear import private_bytes
-from bench.rivals import KEYS, RIVALS, Ours, Rival, installed
+from bench.clients import CLIENTS, KEYS, Client, Ours, installed
 from bench.samples import Found, Sizes, rotated
 from bench.servers import Servers
 
@@ -109,18 +109,18 @@ def load_airflow() -> None:
 def _first(endpoint: str, name: str) -> tuple[float, int]:
     before = private_bytes()
     begun = time.perf_counter()
-    rival = RIVALS[name](endpoint)
-    if rival.synchronous:
-        rival.put(KEYS[0])
+    client = CLIENTS[name](endpoint)
+    if client.synchronous:
+        client.put(KEYS[0])
         took = time.perf_counter() - begun
     else:
-        took = asyncio.run(_afirst(rival, begun))
+        took = asyncio.run(_afirst(client, begun))
     return took, private_bytes() - before
 
 
-async def _afirst(rival: Rival, begun: float) -> float:
-    await rival.aopen()
-    await rival.aput(KEYS[0])
+async def _afirst(client: Client, begun: float) -> float:
+    await client.aopen()
+    await client.aput(KEYS[0])
     took = time.perf_counter() - begun
-    await rival.aclose()
+    await client.aclose()
     return took

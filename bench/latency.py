@@ -1,8 +1,8 @@
 """Milliseconds that one put or get of 64 bytes takes, one after the other: ``python -m bench latency``.
 
 On rclone's server, without delay and behind the proxy that holds back answers by 20 ms. A sample is the median
-operation of a round; rounds alternate between the rivals, synchronous calls and coroutines. "async" is awaited on a
-loop of the caller's, "sync" is called from a thread without one. All rivals share one process, whose garbage collector
+operation of a round; rounds alternate between the clients, synchronous calls and coroutines. "async" is awaited on a
+loop of the caller's, "sync" is called from a thread without one. All clients share one process, whose garbage collector
 does not look at what Airflow's modules hold (``gc.freeze``), as in Airflow's own executors.
 """
 
@@ -13,7 +13,7 @@ import gc
 import time
 from typing import Any
 
-from bench.rivals import KEYS, RIVALS, Rival, installed, opened
+from bench.clients import CLIENTS, KEYS, Client, installed, opened
 from bench.samples import Found, Sizes, rotated
 from bench.servers import Servers
 
@@ -30,22 +30,22 @@ def measure(servers: Servers, sizes: Sizes, found: Found) -> None:
 
 
 def child(endpoint: str, rounds: int, operations: int) -> list[Any]:
-    """Return rival, operation, mode and milliseconds of each round."""
-    rivals = [RIVALS[name](endpoint) for name in installed(*_NAMES)]
-    ways = [(rival, False) for rival in rivals if rival.synchronous]
-    ways += [(rival, True) for rival in rivals if rival.asynchronous]
+    """Return client, operation, mode and milliseconds of each round."""
+    clients = [CLIENTS[name](endpoint) for name in installed(*_NAMES)]
+    ways = [(client, False) for client in clients if client.synchronous]
+    ways += [(client, True) for client in clients if client.asynchronous]
     samples = []
-    with opened(rivals) as loop:
-        for rival, on_loop in ways:
+    with opened(clients) as loop:
+        for client, on_loop in ways:
             for operation in "put", "get":
-                _take(loop, rival, on_loop, operation, 3)
+                _take(loop, client, on_loop, operation, 3)
         gc.collect()
         gc.freeze()
         for number in range(rounds):
-            for rival, on_loop in rotated(ways, number):
+            for client, on_loop in rotated(ways, number):
                 for operation in "put", "get":
-                    took = sorted(_take(loop, rival, on_loop, operation, operations))
-                    samples.append((rival.name, operation, _mode(on_loop), took[len(took) // 2] * 1000))
+                    took = sorted(_take(loop, client, on_loop, operation, operations))
+                    samples.append((client.name, operation, _mode(on_loop), took[len(took) // 2] * 1000))
     return samples
 
 
@@ -53,11 +53,13 @@ def _mode(on_loop: bool) -> str:
     return "async" if on_loop else "sync"
 
 
-def _take(loop: asyncio.AbstractEventLoop, rival: Rival, on_loop: bool, operation: str, operations: int) -> list[float]:
+def _take(
+    loop: asyncio.AbstractEventLoop, client: Client, on_loop: bool, operation: str, operations: int
+) -> list[float]:
     keys = (KEYS[:3] * operations)[:operations]
     if on_loop:
-        return loop.run_until_complete(_atake(rival, operation, keys))
-    call = rival.put if operation == "put" else rival.get
+        return loop.run_until_complete(_atake(client, operation, keys))
+    call = client.put if operation == "put" else client.get
     took = []
     for key in keys:
         begun = time.perf_counter()
@@ -66,8 +68,8 @@ def _take(loop: asyncio.AbstractEventLoop, rival: Rival, on_loop: bool, operatio
     return took
 
 
-async def _atake(rival: Rival, operation: str, keys: list[str]) -> list[float]:
-    call = rival.aput if operation == "put" else rival.aget
+async def _atake(client: Client, operation: str, keys: list[str]) -> list[float]:
+    call = client.aput if operation == "put" else client.aget
     took = []
     for key in keys:
         begun = time.perf_counter()

@@ -12,7 +12,7 @@ has more to do than this, the times by the clock say little. Operations are time
 one task runs at a time, and in CPU time (of all threads of the task's process) where all do. Private memory is what
 the task's process shares with no other, before its first operation, and how much more that is after the last.
 
-Besides the test dependencies, the rival needs ``pip install 'apache-airflow-providers-amazon[s3fs]'``, which pins
+Besides the test dependencies, common-io needs ``pip install 'apache-airflow-providers-amazon[s3fs]'``, which pins
 aiobotocore: take a virtualenv of its own for it.
 """
 
@@ -128,7 +128,7 @@ class Deployment(Services):
 
 
 def backends() -> dict[str, dict[str, str]]:
-    """Return what the scheduler's environment has for each backend: the rival only if it is installed."""
+    """Return what the scheduler's environment has for each backend: common-io only if it is installed."""
     found: dict[str, dict[str, str]] = {METASTORE: {}, "async_state": OURS}
     if importlib.util.find_spec("s3fs"):
         found["common-io"] = COMMON_IO

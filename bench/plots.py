@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.clients import VALUE
 from bench.first import UNPREPARED
-from bench.rivals import VALUE
 from bench.samples import Found, Series
 from bench.servers import DELAY
 
@@ -78,7 +78,7 @@ def _latency(found: Found, pyplot: Any) -> Any:
         ("aiohttp", "async"),
         ("obstore", "async"),
     ]
-    rows = [(name, mode) for name, mode in rows if any(series.rival == name for series in found.series)]
+    rows = [(name, mode) for name, mode in rows if any(series.client == name for series in found.series)]
     for axis, delay in zip(axes, (0, DELAY), strict=True):
         for offset, operation in (-0.2, "put"), (0.2, "get"):
             bars = [found.get("latency", name, operation=operation, mode=mode, delay=delay) for name, mode in rows]
@@ -145,7 +145,7 @@ def _first(found: Found, pyplot: Any) -> Any:
     figure.suptitle("A process's first operation", x=0.01, ha="left")
     figure.get_layout_engine().set(wspace=0.06)
     names = ["common-io", "aiobotocore", UNPREPARED, "async_state"]
-    names = [name for name in names if any((s.measure, s.rival) == ("first", name) for s in found.series)]
+    names = [name for name in names if any((s.measure, s.client) == ("first", name) for s in found.series)]
     for axis, process, unit, title in (
         (axes[0], "fresh", "ms", "fresh interpreter, ms"),
         (axes[1], "forked", "ms", "forked task, ms"),
@@ -163,7 +163,7 @@ def _lag(found: Found, pyplot: Any) -> Any:
     figure, axes = pyplot.subplots(1, 2, figsize=(9.2, 2.8), sharey=True, layout="constrained")
     figure.suptitle("Worst gap in the turns of the caller's event loop", x=0.01, ha="left")
     names = ["common-io", "aiobotocore", UNPREPARED, "async_state"]
-    names = [name for name in names if any((s.measure, s.rival) == ("lag", name) for s in found.series)]
+    names = [name for name in names if any((s.measure, s.client) == ("lag", name) for s in found.series)]
     titles = "first use (common-io: in a thread), ms", f"puts started at once at {DELAY} ms, ms"
     for axis, phase, title in zip(axes, ("first use", "puts at once"), titles, strict=True):
         axis.set_xscale("log")
@@ -193,10 +193,10 @@ def _bars(
     for row, series in enumerate(rows):
         if series is None:
             continue
-        colour = _colour(series.rival)
+        colour = _colour(series.client)
         axis.barh(row + offset, series.median - start, height, left=start, color=colour, alpha=0.5 if faint else 1.0)
         axis.hlines(row + offset, min(series.samples), max(series.samples), color=_INK, linewidth=0.9)
-        ours = series.rival == "async_state"
+        ours = series.client == "async_state"
         axis.annotate(
             _number(series.median),
             (max(series.samples), row + offset),
@@ -221,7 +221,7 @@ def _lines(found: Found, measure: str, along: str, unit: str, **case: Any) -> di
     for series in found.series:
         rest = {name: value for name, value in series.case.items() if name != along}
         if (series.measure, series.unit, rest) == (measure, unit, case):
-            lines.setdefault(series.rival, []).append((series.case[along], series))
+            lines.setdefault(series.client, []).append((series.case[along], series))
     return {name: sorted(line, key=lambda point: point[0]) for name, line in lines.items()}
 
 

@@ -10,23 +10,23 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 #: In the order in which a run takes them; each is a module of this package.
-MEASURES = ("latency", "throughput", "clear", "first", "lag", "cpu")
+MEASURES = ("latency", "throughput", "clear", "first", "lag", "cpu", "outage")
 
 
 @dataclass
 class Series:
-    """One rival's samples, one of each round, in one case of a measure.
+    """One client's samples, one of each round, in one case of a measure.
 
     Attributes:
         measure: the module that measured it.
-        rival: whose.
+        client: whose.
         case: what else tells it from the measure's other series, such as the operation and the delay.
         unit: of the samples.
         samples: what each round gave, in order.
     """
 
     measure: str
-    rival: str
+    client: str
     case: dict[str, Any]
     unit: str
     samples: list[float] = field(default_factory=list)
@@ -43,24 +43,24 @@ class Found:
     def __init__(self, series: Sequence[Series] = ()) -> None:
         self.series = list(series)
 
-    def add(self, measure: str, rival: str, unit: str, value: float, **case: Any) -> None:
+    def add(self, measure: str, client: str, unit: str, value: float, **case: Any) -> None:
         """Append one sample to its series."""
-        series = self.get(measure, rival, unit=unit, **case)
+        series = self.get(measure, client, unit=unit, **case)
         if series is None:
-            series = Series(measure, rival, case, unit)
+            series = Series(measure, client, case, unit)
             self.series.append(series)
         series.samples.append(round(value, 4))
 
-    def get(self, measure: str, rival: str, *, unit: str | None = None, **case: Any) -> Series | None:
+    def get(self, measure: str, client: str, *, unit: str | None = None, **case: Any) -> Series | None:
         """Return the series, or ``None`` where that was not measured."""
         for series in self.series:
-            if (series.measure, series.rival, series.case) == (measure, rival, case) and unit in (None, series.unit):
+            if (series.measure, series.client, series.case) == (measure, client, case) and unit in (None, series.unit):
                 return series
         return None
 
-    def median(self, measure: str, rival: str, **case: Any) -> float | None:
+    def median(self, measure: str, client: str, **case: Any) -> float | None:
         """Return the series' median, or ``None`` where that was not measured."""
-        series = self.get(measure, rival, **case)
+        series = self.get(measure, client, **case)
         return series.median if series else None
 
     def as_json(self) -> list[dict[str, Any]]:
@@ -97,7 +97,11 @@ class Sizes:
     memory_clears: tuple[int, ...]
     memory_often: int
     lag_puts: int
+    #: Rows of the large value that `lag` sets and reads, of some 400 bytes each.
+    lag_rows: int
     cpu_operations: int
+    #: How long the store answers 503 in `outage`.
+    outage_seconds: float
     #: Measures taken beside each other: more than one only where no figure matters.
     beside: int = 1
 
@@ -117,7 +121,9 @@ FULL = Sizes(
     memory_clears=(1_000, 10_000, 100_000, 1_000_000),
     memory_often=10_000,
     lag_puts=100,
+    lag_rows=20_000,
     cpu_operations=300,
+    outage_seconds=10,
 )
 QUICK = Sizes(
     name="quick",
@@ -134,7 +140,9 @@ QUICK = Sizes(
     memory_clears=(1_000, 10_000),
     memory_often=0,
     lag_puts=20,
+    lag_rows=20_000,
     cpu_operations=100,
+    outage_seconds=10,
 )
 #: For the test suite: says nothing about speed.
 SMOKE = Sizes(
@@ -152,6 +160,8 @@ SMOKE = Sizes(
     memory_clears=(3,),
     memory_often=0,
     lag_puts=2,
+    lag_rows=2,
     cpu_operations=2,
+    outage_seconds=0.1,
     beside=4,
 )

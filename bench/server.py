@@ -2,12 +2,14 @@
 
 rclone's server, which the other measures use, keeps a file for each object, takes minutes to make a hundred thousand of
 them, and loses objects while many are deleted at once. This one answers what clients send to put, get, list and delete,
-in any bucket, checks no signature, and is told over HTTP what no S3 has: to fill a prefix, and how many requests came.
+in any bucket, and checks no signature. It is told over HTTP what no S3 has: to fill a prefix, to fail for a while, and
+how many requests came.
 
 ===============================  ==============================================
 ``POST /_fill?prefix=&count=``   make ``count`` objects below ``prefix``
 ``GET /_requests``               how many requests came since the last such one
 ``GET /_count?prefix=``          how many objects are below ``prefix``
+``POST /_outage?seconds=``       answer 503 from the next request on, for so long
 ===============================  ==============================================
 """
 
@@ -17,6 +19,7 @@ import asyncio
 import bisect
 import html
 import re
+import time
 from collections.abc import Iterator
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -69,6 +72,8 @@ class S3:
     def __init__(self) -> None:
         self.objects = Objects()
         self.requests = 0
+        self._outage_seconds = 0.0
+        self._outage_until = 0.0
 
     def answer(self, method: str, target: str, body: bytes) -> Answer:
         """Do what the request asks for."""
@@ -78,6 +83,11 @@ class S3:
         if path.startswith("/_"):
             return 200, "", str(self._told(path, parameters)).encode()
         self.requests += 1
+        if self._outage_seconds:
+            self._outage_until, self._outage_seconds = time.monotonic() + self._outage_seconds, 0.0
+        if time.monotonic() < self._outage_until:
+            error = f"{_XML}<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+            return 503, "Content-Type: application/xml\r\n", error.encode()
         bucket, _, key = unquote(path[1:]).partition("/")
         if method == "POST" and "delete" in parameters:
             return self._delete(bucket, body)
@@ -102,6 +112,9 @@ class S3:
             for number in range(int(parameters["count"])):
                 self.objects.put(f"{parameters['prefix']}{number:07}", b"x" * 64)
             return int(parameters["count"])
+        if path == "/_outage":
+            self._outage_seconds = float(parameters["seconds"])
+            return 0
         if path == "/_count":
             return sum(1 for _ in self.objects.after(parameters["prefix"], ""))
         counted, self.requests = self.requests, 0

@@ -2,7 +2,7 @@
 
 On rclone's server without delay. As many as are started at once are waited for before the next ones start. Ours sends
 24 at once by default, and is measured with 64 as well, since all others may have 64 connections; boto3 puts from as
-many threads, and common-io's coroutines from those of asyncio's own pool. Rounds alternate between the rivals, in one
+many threads, and common-io's coroutines from those of asyncio's own pool. Rounds alternate between the clients, in one
 process, under ``gc.freeze`` as in Airflow's executors.
 """
 
@@ -13,7 +13,7 @@ import gc
 import time
 from typing import Any
 
-from bench.rivals import KEYS, RIVALS, Rival, installed, opened
+from bench.clients import CLIENTS, KEYS, Client, installed, opened
 from bench.samples import Found, Sizes, rotated
 from bench.servers import Servers
 
@@ -26,27 +26,27 @@ def measure(servers: Servers, sizes: Sizes, found: Found) -> None:
 
 
 def child(endpoint: str, rounds: int, levels: list[int], puts: int) -> list[Any]:
-    """Return rival, number started at once, and puts a second of each round."""
-    rivals = [RIVALS[name](endpoint) for name in installed()]
+    """Return client, number started at once, and puts a second of each round."""
+    clients = [CLIENTS[name](endpoint) for name in installed()]
     samples = []
-    with opened(rivals) as loop:
-        for rival in rivals:
-            loop.run_until_complete(_puts_a_second(rival, max(levels), 1))
+    with opened(clients) as loop:
+        for client in clients:
+            loop.run_until_complete(_puts_a_second(client, max(levels), 1))
         gc.collect()
         gc.freeze()
         for number in range(rounds):
             for level in levels:
-                for rival in rotated(rivals, number):
-                    rate = loop.run_until_complete(_puts_a_second(rival, level, puts))
-                    samples.append((rival.name, level, rate))
+                for client in rotated(clients, number):
+                    rate = loop.run_until_complete(_puts_a_second(client, level, puts))
+                    samples.append((client.name, level, rate))
     return samples
 
 
-async def _puts_a_second(rival: Rival, level: int, puts: int) -> float:
+async def _puts_a_second(client: Client, level: int, puts: int) -> float:
     batches = max(1, puts // level)
     begun = time.perf_counter()
     for _ in range(batches):
-        await rival.gather(KEYS[:level])
-    # What a rival has left to its loop belongs to it.
+        await client.gather(KEYS[:level])
+    # What a client has left to its loop belongs to it.
     await asyncio.sleep(0)
     return batches * level / (time.perf_counter() - begun)

@@ -8,7 +8,7 @@ first answer; "gc" is the longest garbage collection, "blocked" how often Airflo
 the seconds from SIGTERM to the end: ten more where the supervisor just misses the end of the process that runs the
 triggers. A machine that has more to do than this shows in every column, and in the rows of "none" too.
 
-Besides the test dependencies, the rival needs ``pip install 'apache-airflow-providers-amazon[s3fs]'``, which pins
+Besides the test dependencies, the client needs ``pip install 'apache-airflow-providers-amazon[s3fs]'``, which pins
 aiobotocore: take a virtualenv of its own for it.
 """
 
@@ -54,7 +54,7 @@ def measure(name: str, backend: dict[str, str], s3: FakeS3, rounds: int, home: P
     """Run two triggerers, one after the other, and print what each one's watcher tells."""
     services = Services(
         home,
-        ROOT / "tests" / "triggers" / "dags.py",
+        ROOT / "tests" / "airflow" / "triggers" / "dags.py",
         common={"PYTHONPATH": str(ROOT), "TRIGGERER_ROUNDS": str(rounds)},
         worker={**s3.environment, **backend},
     )
@@ -97,7 +97,7 @@ def show(name: str, told: dict[str, Any], printed: str, ended: int, stopped: flo
 
 
 def main(delay_ms: float, rounds: int) -> None:
-    """Measure ours, and the rival if it is installed."""
+    """Measure ours, and the client if it is installed."""
     # Without a backend, values go through the supervisor to the database: what the rest is to be compared with.
     backends = {"none": {}, "async_state": OURS}
     if importlib.util.find_spec("s3fs"):

@@ -1,7 +1,7 @@
 import sys
 
-# Every process of the demo imports this file; only the first one tells the story.
+# Every process of the demo imports this file; only the first one runs the scenario.
 if __name__ == "__main__":
-    from demo.story import main
+    from demo.scenario import main
 
     sys.exit(main())

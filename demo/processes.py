@@ -31,11 +31,11 @@ class AirflowProcess:
         self, what: Callable[..., None], *arguments: str, tag: str = "", environment: Mapping[str, str] | None = None
     ) -> None:
         self._pipe, theirs = _context.Pipe()
-        play = (theirs, tag, dict(environment or {}), what, arguments)
+        given = (theirs, tag, dict(environment or {}), what, arguments)
         # A daemon, so that it does not outlive a demo that crashes.
-        self._process = _context.Process(target=_play, args=play, daemon=True)
+        self._process = _context.Process(target=_run, args=given, daemon=True)
         self._process.start()
-        # Held open on this side too, it would never tell its end.
+        # While this side holds it open too, reading never ends with EOFError.
         theirs.close()
         self.pid = self._process.pid
         self.title = " ".join([what.__name__, *arguments])
@@ -83,7 +83,7 @@ def airflow(*arguments: str) -> None:
     main()
 
 
-def _play(
+def _run(
     pipe: Connection, tag: str, environment: dict[str, str], what: Callable[..., None], arguments: tuple[str, ...]
 ) -> None:
     os.environ.update(environment)

@@ -1,6 +1,6 @@
-"""The tasks' end of the demo: tells each step to the demo's first process, and waits while that looks at the stores.
+"""The tasks' side of the demo: sends each step to the demo's first process, and waits while that reads the stores.
 
-So what looks is a process without Airflow and without the backend, through nothing but SQL and S3.
+The reader is therefore a process without Airflow and without the backend, and uses nothing but SQL and S3.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-#: Set in each process of the demo that runs tasks; where a DAG is run by hand, nobody watches.
+#: Set in each process of the demo that runs tasks; where a DAG is run by hand, there is no pipe.
 pipe: Connection | None = None
 tag = ""
 
@@ -27,7 +27,7 @@ class Step(NamedTuple):
 
 
 class Watched:
-    """One of Airflow's state-store accessors, with each step told."""
+    """One of Airflow's state-store accessors, which also sends each step to the demo's first process."""
 
     def __init__(self, store: Any, task: str, owner: str) -> None:
         self._store = store
@@ -36,22 +36,22 @@ class Watched:
 
     def set(self, key: str, value: Any) -> None:
         self._store.set(key, value)
-        self._tell("set", key, value)
+        self._send("set", key, value)
 
     def get(self, key: str) -> Any:
         value = self._store.get(key)
-        self._tell("get", key, value)
+        self._send("get", key, value)
         return value
 
     def delete(self, key: str) -> None:
         self._store.delete(key)
-        self._tell("delete", key)
+        self._send("delete", key)
 
     def clear(self) -> None:
         self._store.clear()
-        self._tell("clear")
+        self._send("clear")
 
-    def _tell(self, operation: str, key: str = "", value: Any = None) -> None:
+    def _send(self, operation: str, key: str = "", value: Any = None) -> None:
         if pipe is not None:
             pipe.send(Step(os.getpid(), self._task, self._owner, operation, key, value))
             pipe.recv()

@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -33,10 +34,21 @@ os.environ |= {
     "AWS_SECRET_ACCESS_KEY": servers.SECRET_KEY,
 }
 
+# No test in this process needs Airflow's database, whose set-up would be half of a short run's time. Processes that the
+# tests start set up everything, and so does an Airflow that does not know this name.
+os.environ["_AIRFLOW__AS_LIBRARY"] = "1"
 from airflow.sdk.state import AssetScope, TaskScope  # noqa: E402
+
+del os.environ["_AIRFLOW__AS_LIBRARY"]
 
 from async_state import AsyncStateBackend, Settings  # noqa: E402
 from async_state.testing import FakeS3, fake_s3  # noqa: E402
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Spare runs without hypothesis's tests the second that its plugin takes to import it for its summary."""
+    if "hypothesis" not in sys.modules:
+        session.config.pluginmanager.unregister(name="hypothesispytest")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from types import SimpleNamespace
 from typing import Any
@@ -249,3 +250,28 @@ def test_a_refused_ref_is_shown_without_its_control_characters() -> None:
 )
 def test_contract_07_json_text_is_never_taken_for_a_ref(stored: str) -> None:
     assert not is_ref(stored)
+
+
+def test_a_segment_is_cut_only_where_it_must_be() -> None:
+    """The names of stored objects never change, so these are written out."""
+    task = TaskScope("d", "r", "t")
+    start = "v1/task/d/r/t/-1/worker/"
+    assert object_name(task, "k" * 200, Plane.WORKER) == start + "k" * 200
+    digest = hashlib.sha256(("k" * 201).encode()).hexdigest()[:32]
+    assert object_name(task, "k" * 201, Plane.WORKER) == f"{start}{'k' * 167}~{digest}"
+    assert object_name(task, "k:.", Plane.WORKER) == f"{start}k:."
+    assert object_name(task, "X", Plane.WORKER) == f"{start}X"
+    assert scope_prefix(TaskScope(".", "..", "t")) == "v1/task/%2E/%2E%2E/t/-1/"
+    # No text is cut to so few bytes, as no character has more than twelve.
+    refused, accepted = (make_ref(BASE, f"{start}{'k' * kept}~{'0' * 32}") for kept in (155, 156))
+    with pytest.raises(UntrustedRefError):
+        split_ref(refused, [BASE])
+    assert split_ref(accepted, [BASE])[0] == BASE
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "said"), [("", "TaskScope.dag_id must be a non"), ("\ud800", "TaskScope.dag_id must")]
+)
+def test_a_refused_identifier_is_named(dag_id: str, said: str) -> None:
+    with pytest.raises(InvalidScopeError, match=f"^{said}"):
+        scope_prefix(TaskScope(dag_id, "r", "t"))

@@ -28,8 +28,8 @@ RUN: Final = "manual__2026-01-01T00:00:00+00:00"
 ROUNDS: Final = 2
 REQUEST_SECONDS: Final = 0.5
 # A loop that waits for one request stands still for twice as long.
-MOST_GAP_MS: Final = 250
-EVENT_SECONDS: Final = 120.0
+MOST_STANDSTILL_MS: Final = 250
+EVENT_SECONDS: Final = 600.0
 
 
 @dataclass
@@ -40,6 +40,7 @@ class Outcome:
         events: what the watchers told.
         ended: what the triggerers ended with, on SIGTERM.
         stopped: seconds that took.
+        gathered_at_once: how many of the sets that are gathered were under way at once.
         returned: what the deferring task returned.
         objects: what is in the bucket.
         logs: all log files' text, by path.
@@ -48,6 +49,7 @@ class Outcome:
     events: list[Any] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     stopped: list[float] = field(default_factory=list)
+    gathered_at_once: int = 0
     returned: Any = None
     objects: dict[str, Any] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
@@ -58,13 +60,21 @@ def outcome(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Ou
     """Run two triggerers, one after the other, and the deferring task with the second."""
     prefix = uuid.uuid4().hex
     holding, release = threading.Event(), threading.Event()
+    found = Outcome()
+    gathered: list[Request] = []
 
     def delay(request: Request) -> Answer | None:
         if "/endless" in request.path:
             holding.set()
             release.wait(EVENT_SECONDS)
-        else:
-            time.sleep(REQUEST_SECONDS)
+            return None
+        counted = request.method == "PUT" and "/gathered" in request.path
+        if counted:
+            gathered.append(request)
+            found.gathered_at_once = max(found.gathered_at_once, len(gathered))
+        time.sleep(REQUEST_SECONDS)
+        if counted:
+            gathered.remove(request)
         return None
 
     services = Services(
@@ -79,7 +89,6 @@ def outcome(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Ou
             "AIRFLOW__TRIGGERER__BLOCKED_MAIN_THREAD_WARNING_THRESHOLD": "0.45",
         },
     )
-    found = Outcome()
 
     def stop(triggerer: str) -> None:
         begun = time.monotonic()
@@ -164,7 +173,7 @@ def test_watcher_in_a_new_triggerer_resumes_with_the_old_ones_state(outcome: Out
 def test_triggerers_loop_goes_on_while_requests_take_their_time(outcome: Outcome, phase: str) -> None:
     figures = outcome.events[1][phase]
     assert figures["wall"] > REQUEST_SECONDS * 1000
-    assert figures["gap"] < MOST_GAP_MS
+    assert figures["standstill"] < MOST_STANDSTILL_MS
 
 
 def test_airflow_finds_no_trigger_that_blocks(outcome: Outcome) -> None:
@@ -173,7 +182,7 @@ def test_airflow_finds_no_trigger_that_blocks(outcome: Outcome) -> None:
 
 
 def test_sets_that_are_gathered_overlap(outcome: Outcome) -> None:
-    assert outcome.events[1]["gathered"]["wall"] < 8 * REQUEST_SECONDS * 1000
+    assert outcome.gathered_at_once > 1
 
 
 def test_state_set_before_deferral_is_read_after_it(outcome: Outcome) -> None:

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,13 +48,41 @@ class TestContract(StateBackendContract):
         return lambda: opened(store_settings(url=moved(url), trusted_urls=(url,)))
 
 
-class TestContractOnASlowStore(SlowStoreContract):
-    seconds = 0.4
-    still = 0.2
+class TestContractWithInlineValues(StateBackendContract):
+    """With values up to 1,000 bytes in the database, and larger ones in files."""
+
+    # The other runs clear more than a page.
+    many = 11
 
     @pytest.fixture
+    def settings(self, tmp_path: Path) -> SettingsOf:
+        url = (tmp_path / "state").as_uri()
+        return lambda **options: Settings(**{"url": url, "inline_threshold": 1000, **options})
+
+    @pytest.fixture
+    def backend(self, settings: SettingsOf, opened: BackendOf) -> AsyncStateBackend:
+        return opened(settings())
+
+    @pytest.fixture
+    def with_other_compression(self, settings: SettingsOf, opened: BackendOf) -> Callable[[], AsyncStateBackend]:
+        return lambda: opened(settings(compression="gzip", compression_threshold=1))
+
+    @pytest.fixture
+    def with_other_base(self, settings: SettingsOf, opened: BackendOf) -> Callable[[], AsyncStateBackend]:
+        url = settings().url
+        return lambda: opened(settings(url=moved(url), trusted_urls=(url,)))
+
+    def test_small_values_are_inline(self, backend: AsyncStateBackend, task: TaskScope) -> None:
+        assert store(backend, task, "k", "small") == '"small"'
+        assert store(backend, task, "k", "x" * 1000).startswith("file://")
+
+
+class TestContractOnASlowStore(SlowStoreContract):
+    @pytest.fixture
     def backend(self, s3_settings: SettingsOf, opened: BackendOf) -> AsyncStateBackend:
-        return opened(s3_settings(timeout=0.8))
+        # Imports may take longer than the deadline of the tests.
+        opened(s3_settings()).get(TaskScope("d", "r", "t"), "k")
+        return opened(s3_settings(timeout=2))
 
     @pytest.fixture
     def slowed(self, moto: FakeS3) -> Callable[[float], AbstractContextManager[object]]:
@@ -176,13 +205,26 @@ def test_contract_10_refs_outlive_a_change_of_url(
     without = opened(store_settings(url=new_url))
     with pytest.raises(UntrustedRefError, match="trusted_urls"):
         resolve(without, old_ref)
-    with pytest.raises(UntrustedRefError):
-        without.purge_many([store(without, task, "k", "new"), old_ref])
     backend = opened(store_settings(url=new_url, trusted_urls=(f"{old_url}/",)))
     new_ref = store(backend, task, "k", "new")
     assert (resolve(backend, old_ref), resolve(backend, new_ref)) == ("old", "new")
     backend.purge_task_state(old_ref)
     assert (resolve(backend, old_ref), resolve(backend, new_ref)) == (None, "new")
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_contract_10_nothing_is_purged_where_one_ref_is_refused(
+    store_settings: SettingsOf, opened: BackendOf, task: TaskScope, place: int
+) -> None:
+    """Wherever it stands among references to two trusted URLs, in one batch or several."""
+    old_url = f"{store_settings().url}/old" if "memory" not in store_settings().url else "memory://tests-old"
+    both = opened(store_settings(trusted_urls=(old_url,)))
+    refs = [store(opened(store_settings(url=old_url)), task, "k", 0), store(both, task, "k", 1)]
+    with pytest.raises(UntrustedRefError):
+        both.purge_many([*refs[:place], "s3://elsewhere/v1/task/d/r/t/-1/worker/k", *refs[place:]])
+    assert [resolve(both, ref) for ref in refs] == [0, 1]
+    both.purge_many(refs)
+    assert [resolve(both, ref) for ref in refs] == [None, None]
 
 
 def test_contract_11_scopes_of_the_wrong_type(backend: AsyncStateBackend, task: TaskScope) -> None:

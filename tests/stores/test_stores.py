@@ -58,6 +58,7 @@ async def test_a_listing_is_of_its_prefix(store: Store, prefix: str) -> None:
     for name in [*kept, f"{prefix}r/t/10/worker/a", f"{prefix}r/t2/1/worker/a"]:
         await arun(store.put, name, b"1", "")
     assert await names(store, f"{prefix}r/t/1/") == sorted(kept)
+    assert len(await names(store, prefix)) == 5
     assert await names(store, f"{prefix}none/") == []
 
 

@@ -17,6 +17,7 @@ from airflow.sdk.execution_time.context import NEVER_EXPIRE, AssetStateStoreAcce
 
 from async_state import AsyncStateBackend, compat
 from async_state.accessors import AsyncStateStore
+from async_state.testing.loops import standstill
 
 ORDERS = Asset(name="orders", uri="s3://orders/daily")
 RETURNS = Asset(name="returns", uri="s3://returns/daily")
@@ -176,24 +177,10 @@ async def sdk_asset_state() -> dict[str, Any]:
 
 async def timed(*calls: Awaitable[Any]) -> dict[str, float]:
     """Await the calls at once; return how long it took, and for how long at most the loop stood still meanwhile."""
-    gaps = []
-
-    async def tick() -> None:
-        last = time.monotonic()
-        while True:
-            await asyncio.sleep(0.005)
-            gaps.append(time.monotonic() - last)
-            last = time.monotonic()
-
-    ticker = asyncio.create_task(tick())
-    await asyncio.sleep(0)
     began = time.monotonic()
-    await asyncio.gather(*calls)
-    seconds = time.monotonic() - began
-    # Once more, so that it sees a loop that stood still to the end.
-    await asyncio.sleep(0.01)
-    ticker.cancel()
-    return {"seconds": seconds, "gap": max(gaps)}
+    async with standstill() as found:
+        await asyncio.gather(*calls)
+    return {"seconds": time.monotonic() - began, "gap": found.seconds}
 
 
 @task(multiple_outputs=False, outlets=[ORDERS])

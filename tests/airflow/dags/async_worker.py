@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 _AT_ONCE = 3
-_RUN_SECONDS = 300.0
+_RUN_SECONDS = 600.0
 _POLL_SECONDS = 0.2
 
 

@@ -14,6 +14,8 @@ from airflow.sdk.execution_time.context import _get_worker_state_store_backend
 from airflow.sdk.state import AssetScope
 from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
 
+from async_state.testing.loops import standstill
+
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
@@ -49,6 +51,14 @@ class Ticker:
                 # Full collections walk everything that Airflow has imported: gaps that are nobody's.
                 "gc": round(self.collecting * 1000, 1),
             }
+
+    @contextlib.asynccontextmanager
+    async def observed(self, figures: dict[str, Any], name: str) -> AsyncIterator[None]:
+        """Note also for how many milliseconds the loop stood still, beside what stops the whole process."""
+        async with standstill() as found:
+            with self.measured(figures, name):
+                yield
+        figures[name]["standstill"] = round(found.seconds * 1000, 1)
 
     def collected(self, phase: str, _: dict[str, int]) -> None:
         now = time.perf_counter()
@@ -101,7 +111,7 @@ class Measuring(BaseEventTrigger):
                 # The supervisor's first answer takes seconds, while it builds its API. No key, so no backend either.
                 with ticker.measured(told, "supervisor"):
                     await store.aget("no such key")
-                with ticker.measured(told, "first use"):
+                async with ticker.observed(told, "first use"):
                     # Of a state that an earlier triggerer wrote, so the store is used; at the very first, of nothing.
                     try:
                         told["resumed with"] = await store.aget("watermark", "nothing")
@@ -112,7 +122,7 @@ class Measuring(BaseEventTrigger):
                 yield event({"resumed with": told.get("resumed with")})
                 if "failed at first" in told and (backend := _get_worker_state_store_backend()) is not None:
                     await backend.aget(AssetScope(name="primed"), "primed")
-                with ticker.measured(told, "afterwards"):
+                async with ticker.observed(told, "afterwards"):
                     for i in range(self.rounds):
                         await store.aset("cursor", {**VALUE, "round": i})
                         got = await store.aget("cursor")
@@ -120,7 +130,7 @@ class Measuring(BaseEventTrigger):
                         await store.adelete("cursor")
                 told["deleted"] = await store.aget("cursor", "nothing")
                 told["watermark"] = await store.aget("watermark")
-                with ticker.measured(told, "gathered"):
+                async with ticker.observed(told, "gathered"):
                     # These are tasks of its own, to which the triggerer gives no greenback portal.
                     await asyncio.gather(*(store.aset(f"gathered {i}", i) for i in range(8)))
                 told["gathered values"] = await asyncio.gather(*(store.aget(f"gathered {i}") for i in range(8)))

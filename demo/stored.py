@@ -21,7 +21,7 @@ _ROWS = """
 """
 
 
-class Id(NamedTuple):
+class StateId(NamedTuple):
     """Which state."""
 
     owner: str
@@ -29,28 +29,28 @@ class Id(NamedTuple):
 
 
 @dataclass(frozen=True)
-class World:
+class Stored:
     """All rows of both tables, and all objects of the bucket by URL, each as the text that is stored."""
 
-    rows: Mapping[Id, str]
+    rows: Mapping[StateId, str]
     objects: Mapping[str, str]
 
-    def holds(self, values: Mapping[Id, Any]) -> bool:
+    def holds(self, values: Mapping[StateId, Any]) -> bool:
         """Tell whether rows refer to exactly these values, one object each, and whether there is nothing else."""
         refs = {id_: ref_in(row) for id_, row in self.rows.items()}
         found = {id_: json.loads(self.objects[ref]) for id_, ref in refs.items() if ref and ref in self.objects}
         return found == values and len(self.rows) == len(self.objects) == len(values)
 
 
-def look(database: Path, bucket: str) -> World:
+def read_stored(database: Path, bucket: str) -> Stored:
     with closing(_open(database)) as connection:
-        rows = {Id(owner, key): value for owner, key, value in connection.execute(_ROWS)}
+        rows = {StateId(owner, key): value for owner, key, value in connection.execute(_ROWS)}
     s3 = boto3.client("s3")
     names = [entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket).get("Contents", [])]
     objects = {
         f"s3://{bucket}/{name}": s3.get_object(Bucket=bucket, Key=name)["Body"].read().decode() for name in names
     }
-    return World(rows, objects)
+    return Stored(rows, objects)
 
 
 def ref_in(row: str) -> str | None:

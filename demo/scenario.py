@@ -1,4 +1,4 @@
-"""What the demo shows, in order."""
+"""The demo's steps, in order: see `run_all`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from async_state.testing import FakeS3, fake_s3
+from demo.checks import Checks
 from demo.processes import airflow, dag_test
-from demo.stage import Stage
+from demo.stored import ref_in, words_in_database
 from demo.watch import Step
-from demo.world import ref_in, words_in_database
 
 BUCKET = "state"
 URL = f"s3://{BUCKET}/demo"
@@ -24,16 +24,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="async-state-demo-") as home, fake_s3([BUCKET]) as s3:
         log, database = Path(home, "demo.log"), Path(home, "airflow.db")
         set_environment(home, log, s3)
-        stage = Stage(database, BUCKET)
+        checks = Checks(database, BUCKET)
         try:
-            tell(stage, database)
+            run_all(checks, database)
         except Exception:
             traceback.print_exc()
-            stage.check(False, "the demo came to its end")
-        if stage.failed and log.exists():
+            checks.check(False, "the demo came to its end")
+        if checks.failed and log.exists():
             print("\nThe end of Airflow's log:", *log.read_text().splitlines()[-40:], sep="\n  ")
-    print(f"\ndemo: {stage.passed} passed, {stage.failed} failed")
-    return 1 if stage.failed else 0
+    print(f"\ndemo: {checks.passed} passed, {checks.failed} failed")
+    return 1 if checks.failed else 0
 
 
 def forget_environment() -> None:
@@ -58,49 +58,49 @@ def set_environment(home: str, log: Path, s3: FakeS3) -> None:
     }
 
 
-def tell(stage: Stage, database: Path) -> None:
+def run_all(checks: Checks, database: Path) -> None:
     print(f"Airflow {version('apache-airflow-core')}. Values go to {URL}, references to them to {database}.")
-    stage.play(airflow, "db", "migrate")
+    checks.run(airflow, "db", "migrate")
 
-    stage.chapter("1. The proposal's first DAG: state of a task instance")
-    stage.play(dag_test, "task_state")
+    checks.heading("1. The proposal's first DAG: state of a task instance")
+    checks.run(dag_test, "task_state")
 
-    stage.chapter("2. The proposal's second DAG: state of an asset")
-    stage.play(dag_test, "asset_state")
+    checks.heading("2. The proposal's second DAG: state of an asset")
+    checks.run(dag_test, "asset_state")
 
-    stage.chapter("3. The first DAG with [state_store] clear_on_success = True")
-    stage.play(dag_test, "task_state", clear_on_success=True)
+    checks.heading("3. The first DAG with [state_store] clear_on_success = True")
+    checks.run(dag_test, "task_state", clear_on_success=True)
 
-    stage.chapter("4. A process is killed; others read what it had set: an asset's state, and the same task instance's")
-    killed = stage.play(dag_test, "hand_over", exit_code=-signal.SIGKILL)
-    check_handed_over(stage, "watermark", killed, stage.play(dag_test, "take_over"))
+    checks.heading("4. A process is killed; others read what it had set, for an asset and for the same task instance")
+    killed = checks.run(dag_test, "hand_over", exit_code=-signal.SIGKILL)
+    check_handed_over(checks, "watermark", killed, checks.run(dag_test, "take_over"))
     run_id = killed[-1].owner.split("/")[1]
-    again = stage.play(airflow, "tasks", "test", "hand_over", "run_job", run_id)
-    check_handed_over(stage, "job_id", killed, again)
+    again = checks.run(airflow, "tasks", "test", "hand_over", "run_job", run_id)
+    check_handed_over(checks, "job_id", killed, again)
 
     print("\n5. What is in the database in the end")
-    check_database(stage, database)
+    check_database(checks, database)
 
 
-def check_handed_over(stage: Stage, key: str, writer: list[Step], reader: list[Step]) -> None:
+def check_handed_over(checks: Checks, key: str, writer: list[Step], reader: list[Step]) -> None:
     written = [step for step in writer if (step.operation, step.key) == ("set", key)]
     read = [step for step in reader if (step.operation, step.key) == ("get", key)]
-    stage.check(
+    checks.check(
         [step.value for step in read] == [step.value for step in written] != []
         and {step.pid for step in read}.isdisjoint(step.pid for step in written),
         f"{key}: set by {_pids(written)}, read by {_pids(read)}",
     )
 
 
-def check_database(stage: Stage, database: Path) -> None:
-    rows = stage.look().rows.values()
+def check_database(checks: Checks, database: Path) -> None:
+    rows = checks.read().rows.values()
     refs = [ref for row in rows if (ref := ref_in(row)) and ref.startswith(f"s3://{BUCKET}/")]
-    stage.check(0 < len(refs) == len(rows), f"of {len(rows)} rows, {len(refs)} are a reference to S3 and nothing else")
+    checks.check(0 < len(refs) == len(rows), f"of {len(rows)} rows, {len(refs)} are a reference to S3 and nothing else")
     # Proof that the search finds what is there, before it is believed about what is not.
     found = len(words_in_database(database, refs))
-    stage.check(0 < found == len(refs), f"a search of all tables finds {found} of these {len(refs)} references")
-    found, tags = len(words_in_database(database, stage.tags)), len(stage.tags)
-    stage.check(0 == found < tags, f"and {found} of the {tags} random words in the values, deleted ones included")
+    checks.check(0 < found == len(refs), f"a search of all tables finds {found} of these {len(refs)} references")
+    found, tags = len(words_in_database(database, checks.tags)), len(checks.tags)
+    checks.check(0 == found < tags, f"and {found} of the {tags} random words in the values, deleted ones included")
 
 
 def _pids(steps: list[Step]) -> str:

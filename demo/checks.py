@@ -1,4 +1,4 @@
-"""Plays Airflow's processes, and checks after each of their steps that rows and objects are what they should be."""
+"""Runs Airflow's processes, and checks rows and objects after each step of their tasks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from demo.processes import AirflowProcess
+from demo.stored import StateId, Stored, read_stored, ref_in
 from demo.watch import Step
-from demo.world import Id, World, look, ref_in
 
 CLEAR_ON_SUCCESS = {"AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS": "True"}
 
 
-class Stage:
-    """What has been played so far, and how its checks went."""
+class Checks:
+    """Runs processes, and counts the checks that passed and failed."""
 
     def __init__(self, database: Path, bucket: str) -> None:
         self.passed = 0
@@ -25,10 +25,10 @@ class Stage:
         self.tags: set[str] = set()
         self._database = database
         self._bucket = bucket
-        #: What all steps so far should have led to.
-        self._expected: dict[Id, Any] = {}
-        #: Where each value was last seen: after it was deleted, no row tells.
-        self._refs: dict[Id, str] = {}
+        #: The values that should be stored after all steps so far.
+        self._expected: dict[StateId, Any] = {}
+        #: The last known reference of each value. After a deletion, no row has it any more.
+        self._refs: dict[StateId, str] = {}
 
     def check(self, ok: bool, text: str, otherwise: str = "") -> None:
         """Count a check and print it; and if it failed, also why."""
@@ -38,19 +38,19 @@ class Stage:
         if not ok and otherwise:
             print(f"      {otherwise}")
 
-    def chapter(self, title: str) -> None:
+    def heading(self, title: str) -> None:
         print(f"\n{title}")
         print(f"  {'':21}{'row in the database':66}object in the bucket")
 
-    def look(self) -> World:
-        world = look(self._database, self._bucket)
-        self._refs |= {id_: ref for id_, row in world.rows.items() if (ref := ref_in(row))}
-        return world
+    def read(self) -> Stored:
+        stored = read_stored(self._database, self._bucket)
+        self._refs |= {id_: ref for id_, row in stored.rows.items() if (ref := ref_in(row))}
+        return stored
 
-    def play(
+    def run(
         self, what: Callable[..., None], *arguments: str, clear_on_success: bool = False, exit_code: int = 0
     ) -> list[Step]:
-        """Play a process that should end with ``exit_code``, and return its steps."""
+        """Run a process that should end with ``exit_code``, and return its steps."""
         before = dict(self._expected)
         environment = CLEAR_ON_SUCCESS if clear_on_success else {}
         process = AirflowProcess(what, *arguments, tag=secrets.token_hex(6), environment=environment)
@@ -70,7 +70,7 @@ class Stage:
 
     def _check_step(self, step: Step) -> None:
         """Check all rows and objects there are, and show those of the step."""
-        id_ = Id(step.owner, step.key)
+        id_ = StateId(step.owner, step.key)
         match step.operation:
             case "set":
                 self._expected[id_] = step.value
@@ -79,40 +79,40 @@ class Stage:
                 self._expected.pop(id_, None)
             case "clear":
                 self._expected = {i: v for i, v in self._expected.items() if i.owner != step.owner}
-        world = self.look()
-        ok = world.holds(self._expected)
+        stored = self.read()
+        ok = stored.holds(self._expected)
         if step.operation == "get":
             ok = ok and step.value == self._expected.get(id_)
             shown = f"-> {step.value!r}"
         else:
-            rows = [_shortened(row) for i, row in world.rows.items() if _touches(step, i)]
+            rows = [_shortened(row) for i, row in stored.rows.items() if _touches(step, i)]
             refs = [ref for i, ref in self._refs.items() if _touches(step, i)]
-            objects = [world.objects[ref] for ref in refs if ref in world.objects]
+            objects = [stored.objects[ref] for ref in refs if ref in stored.objects]
             shown = f"{_listed(rows):<66}{_listed(objects)}"
-        self.check(ok, f"{step.operation:<7}{step.key:<12}{shown}", self._difference(world))
+        self.check(ok, f"{step.operation:<7}{step.key:<12}{shown}", self._difference(stored))
 
-    def _check_end(self, process: AirflowProcess, exit_code: int, before: Collection[Id]) -> None:
+    def _check_end(self, process: AirflowProcess, exit_code: int, before: Collection[StateId]) -> None:
         """Check the process's exit code and all that is stored, and show what it has added to that."""
-        world = self.look()
-        rows = {id_: row for id_, row in world.rows.items() if id_ not in before}
-        objects = world.objects.keys() - {self._refs.get(id_) for id_ in before}
+        stored = self.read()
+        rows = {id_: row for id_, row in stored.rows.items() if id_ not in before}
+        objects = stored.objects.keys() - {self._refs.get(id_) for id_ in before}
         self.check(
-            process.exit_code == exit_code and world.holds(self._expected),
+            process.exit_code == exit_code and stored.holds(self._expected),
             f"{process.title}: process {process.pid} ended with exit code {process.exit_code}, "
             f"leaving rows: {len(rows)}, objects: {len(objects)}",
-            self._difference(world),
+            self._difference(stored),
         )
         for id_, row in rows.items():
             print(f"      {id_.key}: {row}")
 
-    def _difference(self, world: World) -> str:
+    def _difference(self, stored: Stored) -> str:
         return (
             f"expected the values {_json([[*i, v] for i, v in self._expected.items()])}, one object each; found the "
-            f"rows {_json([[*i, row] for i, row in world.rows.items()])} and the objects {_json(world.objects)}"
+            f"rows {_json([[*i, row] for i, row in stored.rows.items()])} and the objects {_json(stored.objects)}"
         )
 
 
-def _touches(step: Step, id_: Id) -> bool:
+def _touches(step: Step, id_: StateId) -> bool:
     return step.owner == id_.owner and (step.operation == "clear" or step.key == id_.key)
 
 

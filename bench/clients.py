@@ -1,8 +1,8 @@
-"""Who is measured, each with the same few methods: ours, what one would otherwise use, and what the machine allows.
+"""What is measured, each with the same few methods: this backend, what one would otherwise use, and bare clients.
 
-A rival is made, and its libraries imported, where that is to be measured; making one asks nothing of the server. Those
+A client is made, and its libraries imported, where that is to be measured; making one asks nothing of the server. Those
 that only work on an event loop are opened on it first. Credentials, region and endpoint come from the environment, as
-`bench.servers` sets it, and nothing else is configured but connections, and what is said of a rival here.
+`bench.servers` sets it, and nothing else is configured but connections, and what is said of a client here.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from bench.servers import BUCKET
 #: What is put: 64 bytes, and JSON.
 VALUE = '"' + 62 * "x" + '"'
 #: Keys that are put and got.
-KEYS = [f"key-{number}" for number in range(256)]
-#: Connections that a rival may have, where nothing else is said.
+#: A process has its own: rclone's server writes in place, so that a get beside another's put reads a part of it.
+KEYS = [f"key-{os.getpid()}-{number}" for number in range(256)]
+#: Connections that a client may have, where nothing else is said.
 CONNECTIONS = 64
 
 
-class Rival:
-    """One of those measured.
+class Client:
+    """A backend or a client that is measured.
 
     Attributes:
         name: by which figures name it.
@@ -90,7 +91,7 @@ class Rival:
         raise NotImplementedError
 
 
-class _Backend(Rival):
+class Backend(Client):
     """A backend for Airflow's state store."""
 
     synchronous = True
@@ -120,11 +121,20 @@ class _Backend(Rival):
         found: str = await self.backend.aget(self._scope, key)
         return found
 
+    async def aserialize(self, value: Any) -> str:
+        """Store a worker's value and return its reference, as Airflow's accessors do on a loop."""
+        ref: str = self.backend.serialize_asset_state_store_to_ref(value=value, key="large", scope=self._scope)
+        return ref
+
+    async def adeserialize(self, ref: str) -> Any:
+        """Return the value of the reference."""
+        return self.backend.deserialize_asset_state_store_from_ref(ref)
+
     def clear(self, scope: str) -> None:
         self.backend.clear(self._scope_class(name=scope))
 
 
-class Ours(_Backend):
+class Ours(Backend):
     """`AsyncStateBackend` as it is configured by default: 24 requests at once."""
 
     name = "async_state"
@@ -143,6 +153,13 @@ class Ours(_Backend):
 
         return Settings(url=f"s3://{BUCKET}/ours", endpoint_url=endpoint, max_concurrency=cls.limit)
 
+    async def aserialize(self, value: Any) -> str:
+        ref: str = await self.backend.aserialize_asset_state_store_to_ref(value=value, key="large", scope=self._scope)
+        return ref
+
+    async def adeserialize(self, ref: str) -> Any:
+        return await self.backend.adeserialize_asset_state_store_from_ref(ref)
+
     def close(self) -> None:
         self.backend.close()
 
@@ -157,7 +174,7 @@ class OursAt64(Ours):
     limit = 64
 
 
-class CommonIO(_Backend):
+class CommonIO(Backend):
     """common-io's backend on s3fs, which Airflow's amazon provider sets up. Its coroutines are threads."""
 
     name = "common-io"
@@ -173,7 +190,7 @@ class CommonIO(_Backend):
         return f"common-io/assets/{scope}/"
 
 
-class Boto3(Rival):
+class Boto3(Client):
     """boto3, the synchronous client; at once, it puts from as many threads."""
 
     name = "boto3"
@@ -204,7 +221,7 @@ class Boto3(Rival):
         await asyncio.gather(*(loop.run_in_executor(self._threads, self.put, key) for key in keys))
 
 
-class Aiobotocore(Rival):
+class Aiobotocore(Client):
     """aiobotocore's client on the caller's own loop. Clears one page after the other."""
 
     name = "aiobotocore"
@@ -253,8 +270,8 @@ class Aiobotocore(Rival):
             self._loop.close()
 
 
-class Obstore(Rival):
-    """obstore, a client in Rust: a limit, since it can't be used after a fork of a process that has used it."""
+class Obstore(Client):
+    """obstore, a client in Rust: what is possible, but not after a fork of a process that has used it."""
 
     name = "obstore"
     requires = ("obstore",)
@@ -293,7 +310,7 @@ class Obstore(Rival):
             self._store.delete([item["path"] for item in page])
 
 
-class Aiohttp(Rival):
+class Aiohttp(Client):
     """The bare HTTP exchange: aiohttp with URLs that were signed beforehand."""
 
     name = "aiohttp"
@@ -333,26 +350,26 @@ class Aiohttp(Rival):
 
 
 #: All of them, ours first and the limits last.
-RIVALS: dict[str, type[Rival]] = {
-    rival.name: rival for rival in (Ours, OursAt64, CommonIO, Boto3, Aiobotocore, Obstore, Aiohttp)
+CLIENTS: dict[str, type[Client]] = {
+    client.name: client for client in (Ours, OursAt64, CommonIO, Boto3, Aiobotocore, Obstore, Aiohttp)
 }
 
 
 def installed(*names: str) -> list[str]:
     """Return those of ``names`` (none: all) whose modules are installed."""
-    return [name for name in names or RIVALS if not RIVALS[name].missing()]
+    return [name for name in names or CLIENTS if not CLIENTS[name].missing()]
 
 
 @contextlib.contextmanager
-def opened(rivals: list[Rival]) -> Iterator[asyncio.AbstractEventLoop]:
-    """Yield a loop on which the rivals are open, and close them in the end."""
+def opened(clients: list[Client]) -> Iterator[asyncio.AbstractEventLoop]:
+    """Yield a loop on which the clients are open, and close them in the end."""
     loop = asyncio.new_event_loop()
-    for rival in rivals:
-        loop.run_until_complete(rival.aopen())
+    for client in clients:
+        loop.run_until_complete(client.aopen())
     yield loop
-    for rival in rivals:
-        loop.run_until_complete(rival.aclose())
-        rival.close()
+    for client in clients:
+        loop.run_until_complete(client.aclose())
+        client.close()
     loop.close()
 
 

@@ -1,0 +1,84 @@
+"""Mutates the modules without I/O and writes docs/mutants.md: ``make mutants``.
+
+mutmut changes one thing at a time, and a test should fail. pyproject.toml's ``[tool.mutmut]`` lists modules and tests.
+A mutant that behaves as the original does can't be killed: name it in `EQUIVALENT`, by its changed line.
+"""
+
+from __future__ import annotations
+
+import collections
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+REPORT = ROOT / "docs" / "mutants.md"
+LEAST = 0.95
+
+#: The line as it was changed, and why that changes nothing.
+EQUIVALENT: dict[str, str] = {
+    "return _encode(unquote(kept, errors=None)) == kept": "what is no UTF-8 is replaced, and so differs when encoded",
+    "return _encode(unquote(kept, )) == kept": "what is no UTF-8 is replaced, and so differs when encoded",
+}
+
+_KILLED = ("killed", "timeout")
+_HEAD = """# Mutants
+
+`make mutants` changes one thing at a time in the modules without I/O, runs their tests, and writes this page. Of the
+mutants that behave differently, at least 95 % must be killed, which means that some test fails with them.
+
+| module | mutants | killed | equivalent | survived | killed of those that differ |
+|---|---|---|---|---|---|
+"""
+
+
+def mutmut(*arguments: str) -> str:
+    command = [sys.executable, "-m", "mutmut", *arguments]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def outcomes() -> dict[str, str]:
+    """Return what became of each mutant, by its name."""
+    lines = [line.strip() for line in mutmut("results", "--all", "true").splitlines() if "__mutmut_" in line]
+    return {name: outcome for name, _, outcome in (line.partition(": ") for line in lines)}
+
+
+def changed_lines(name: str) -> tuple[str, str]:
+    """Return the line that the mutant changes, before and after."""
+    lines = mutmut("show", name).splitlines()
+    removed, added = (
+        next((line[1:].strip() for line in lines if line.startswith(sign) and not line.startswith(sign * 3)), "")
+        for sign in "-+"
+    )
+    return removed, added
+
+
+def module(name: str) -> str:
+    return name.partition(".x")[0].removeprefix("src.")
+
+
+def main() -> int:
+    mutmut("run")
+    found = outcomes()
+    survivors = {name: changed_lines(name) for name, outcome in found.items() if outcome not in _KILLED}
+    open_ = {name: lines for name, lines in survivors.items() if lines[1] not in EQUIVALENT}
+    rows = []
+    for of, count in collections.Counter(map(module, found)).items():
+        equivalent = sum(module(name) == of for name in survivors.keys() - open_.keys())
+        left = sum(module(name) == of for name in open_)
+        share = 1 - left / (count - equivalent)
+        rows.append(f"| `{of}` | {count} | {count - equivalent - left} | {equivalent} | {left} | {share:.1%} |\n")
+    parts = [_HEAD, *rows]
+    if open_:
+        parts.append("\n## Survivors\n\n")
+        parts += [f"- `{name}`: `{before}` became `{after}`\n" for name, (before, after) in open_.items()]
+    if named := {lines[1]: lines[0] for lines in survivors.values() if lines[1] in EQUIVALENT}:
+        parts.append("\n## Equivalent\n\n")
+        parts += [f"- `{before}` became `{after}`: {EQUIVALENT[after]}\n" for after, before in named.items()]
+    REPORT.write_text("".join(parts))
+    print(*rows, f"{len(open_)} survive: see {REPORT.relative_to(ROOT)}", sep="\n")
+    return int(len(open_) > (1 - LEAST) * (len(found) - len(survivors) + len(open_)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
