@@ -256,7 +256,7 @@ def test_a_bad_option_is_logged_and_breaks_nothing() -> None:
 
 
 def test_without_a_backend_next_to_nothing_is_imported() -> None:
-    options = {"components", "errors", "codec", "keys", "settings", "provider_info"}
+    options = {"components", "errors", "codec", "keys", "misspelt", "settings", "provider_info", "urls"}
     expected = {"async_state", "async_state.plugin", *(f"async_state.{name}" for name in options)}
     assert in_process(loaded)["modules"] <= expected
 
