@@ -256,11 +256,11 @@ def test_a_segment_is_cut_only_where_it_must_be() -> None:
     """The names of stored objects never change, so these are written out."""
     task = TaskScope("d", "r", "t")
     start = "v1/task/d/r/t/-1/worker/"
-    assert object_name(task, "k" * 200, Plane.WORKER) == start + "k" * 200
+    assert object_name(task, "k" * 200, Side.WORKER) == start + "k" * 200
     digest = hashlib.sha256(("k" * 201).encode()).hexdigest()[:32]
-    assert object_name(task, "k" * 201, Plane.WORKER) == f"{start}{'k' * 167}~{digest}"
-    assert object_name(task, "k:.", Plane.WORKER) == f"{start}k:."
-    assert object_name(task, "X", Plane.WORKER) == f"{start}X"
+    assert object_name(task, "k" * 201, Side.WORKER) == f"{start}{'k' * 167}~{digest}"
+    assert object_name(task, "k:.", Side.WORKER) == f"{start}k:."
+    assert object_name(task, "X", Side.WORKER) == f"{start}X"
     assert scope_prefix(TaskScope(".", "..", "t")) == "v1/task/%2E/%2E%2E/t/-1/"
     # No text is cut to so few bytes, as no character has more than twelve.
     refused, accepted = (make_ref(BASE, f"{start}{'k' * kept}~{'0' * 32}") for kept in (155, 156))

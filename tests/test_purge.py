@@ -97,9 +97,9 @@ async def start(way: str, store: CountingStore, concurrency: int) -> None:
     """Purge all that the store holds, in one of the two ways."""
     purged: Store = store
     if way == "names":
-        await purge_names(purged, list(store.names), concurrency=concurrency)
+        await purge_names(purged, list(store.names), concurrency=concurrency, timeout=20)
     else:
-        await purge_prefix(purged, "p/", concurrency=concurrency)
+        await purge_prefix(purged, "p/", concurrency=concurrency, timeout=20)
 
 
 async def purge(way: str, store: CountingStore, concurrency: int) -> None:

@@ -70,7 +70,6 @@ def used(of: str, way: str) -> dict[str, Any]:
     return {"found": found, "the other way": other, "deleted": DELETED}
 
 
-@pytest.mark.xfail(strict=True, reason="the backend's coroutines do not call overridden hooks yet")
 @pytest.mark.parametrize("of", ["task", "asset"])
 @pytest.mark.parametrize("way", ["sync", "accessor", "store"])
 def test_contract_32_a_subclass_that_overrides_the_hooks_is_not_bypassed(tmp_path: Path, of: str, way: str) -> None:

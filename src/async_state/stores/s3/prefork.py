@@ -60,7 +60,8 @@ async def _prepare(options: S3Options) -> None:
         # Signing for the comparison also imports modules and fills caches, which forked processes inherit.
         _endpoints[_without_credentials(options), _environment()] = await resolve(client, options.bucket, credentials)
     # Making the chain, which is asked for nothing here, imports modules, too.
-    session.get_component("credential_provider")
+    with contextlib.suppress(Exception):
+        session.get_component("credential_provider")
     _botocore.tls_context(_botocore.ca_bundle(session))
     _botocore.keep_session()
 
