@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from async_state.errors import MissingObjectError as MissingObjectError
     from async_state.errors import PurgeError as PurgeError
     from async_state.errors import StoreAccessError as StoreAccessError
+    from async_state.errors import StoreCredentialsError as StoreCredentialsError
     from async_state.errors import StoreError as StoreError
     from async_state.errors import StoreTimeoutError as StoreTimeoutError
     from async_state.errors import StoreUnavailableError as StoreUnavailableError
@@ -43,6 +44,7 @@ __all__ = [
     "MissingObjectError",
     "PurgeError",
     "StoreAccessError",
+    "StoreCredentialsError",
     "StoreError",
     "StoreTimeoutError",
     "StoreUnavailableError",

@@ -113,9 +113,9 @@ class Settings:
     owner: str = _option(
         "",
         "The name of the deployment that owns url, such as prod. Two deployments on one prefix read and clear each "
-        "other's state. With a name, a component writes it below url when it starts; where it finds the name of "
-        "another deployment there, it logs an error with both names: give each deployment a url of its own. Empty: "
-        "the deployment does not claim the prefix.",
+        "other's state. A component writes the name below url when it starts; where it finds another deployment "
+        "there, it logs an error that names both: give each deployment a url of its own. Empty: the address of the "
+        "metadata database, or of Celery's broker, names the deployment.",
         check=lambda value: _name(value) if value else value,
         example="prod",
     )

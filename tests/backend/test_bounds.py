@@ -118,10 +118,7 @@ async def io_thread() -> int:
     "value",
     [
         random.Random(1).randbytes(400_000).hex(),
-        pytest.param(
-            "repeated" * 100_000,
-            marks=pytest.mark.xfail(strict=True, reason="the size when packed decides where it is unpacked"),
-        ),
+        "repeated" * 100_000,
     ],
     ids=["random", "repeated"],
 )

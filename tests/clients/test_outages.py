@@ -42,11 +42,6 @@ AT_ONCE: Final = "6"
 WORKER_SECONDS: Final = 900
 LONG: Final = bool(os.environ.get("OUTAGES_LONG"))
 
-gives_up = pytest.mark.xfail(
-    reason="an operation gives up after max_attempts = 4, long before its timeout", strict=True
-)
-no_inline = pytest.mark.xfail(reason="[async_state] outage_inline_threshold does not exist yet", strict=True)
-
 
 @dataclass(frozen=True)
 class Trouble:
@@ -290,7 +285,6 @@ def said(scene: Scene, text: str) -> list[dict[str, Any]]:
     return [line for line in scene.log if text in line["event"]]
 
 
-@gives_up
 @of("livy-10s", "glue-10s", *(["livy-60s"] if LONG else []))
 def test_a_job_is_submitted_once_in_an_outage(scene: Scene, moto_server: FakeS3) -> None:
     assert submitted(scene) == 1
@@ -298,7 +292,6 @@ def test_a_job_is_submitted_once_in_an_outage(scene: Scene, moto_server: FakeS3)
     assert scene.objects(moto_server) == [1 if scene.dag_id == "livy" else "jr_0"]
 
 
-@gives_up
 @of("agent-refused", *(["agent-60s"] if LONG else []))
 def test_an_agents_steps_are_stored_in_an_outage(scene: Scene) -> None:
     assert not said(scene, "could not store step")
@@ -318,14 +311,12 @@ def assert_nothing_repeated(scene: Scene) -> None:
     assert scene.server.tools == ["look_up", "order"]
 
 
-@gives_up
 @of("livy-get-refused")
 def test_a_retry_reads_the_jobs_id_in_an_outage(scene: Scene) -> None:
     assert submitted(scene) == 1
     assert scene.ended == ("success", 2)
 
 
-@gives_up
 @of("livy-clear-refused")
 def test_a_task_that_succeeded_clears_its_state_in_an_outage(scene: Scene, moto_server: FakeS3) -> None:
     assert scene.ended == ("success", 2)
@@ -363,7 +354,6 @@ def test_a_glue_run_without_a_row_stands_in_the_way_of_every_retry(scene: Scene,
     assert scene.objects(moto_server) == ["jr_0"]
 
 
-@no_inline
 @of("livy-inline")
 def test_a_job_is_submitted_once_in_an_endless_outage(scene: Scene) -> None:
     assert submitted(scene) == 1
@@ -372,14 +362,12 @@ def test_a_job_is_submitted_once_in_an_endless_outage(scene: Scene) -> None:
     assert scene.row == {"__airflow_state_ref__": "1"}
 
 
-@no_inline
 @of("livy-inline")
 def test_an_id_in_the_database_is_told_by_one_warning(scene: Scene) -> None:
     (warning,) = said(scene, "outage_inline_threshold")
     assert warning["level"] == "warning"
 
 
-@no_inline
 @of("livy-inline-killed")
 def test_a_retry_reattaches_by_an_id_in_the_database(scene: Scene) -> None:
     assert submitted(scene) == 1
@@ -388,7 +376,6 @@ def test_a_retry_reattaches_by_an_id_in_the_database(scene: Scene) -> None:
     assert line["external_id"] == 1
 
 
-@no_inline
 @of("livy-inline-moved")
 def test_the_next_id_is_stored_once_the_outage_is_over(scene: Scene, moto_server: FakeS3) -> None:
     assert submitted(scene) == 2

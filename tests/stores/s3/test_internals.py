@@ -32,6 +32,11 @@ PROGRAM = textwrap.dedent(
     # What it imports of botocore by name is there: a botocore without that would be another aiobotocore's.
     import aiobotocore.session, aiobotocore.httpsession, aiohttp
 
+    # botocore goes on with what we no longer find, as if under another name.
+    from botocore import httpsession
+    context, path = httpsession.create_urllib3_context, httpsession.get_cert_path
+    httpsession.URLLib3Session._get_ssl_context = lambda self: context()
+
     module, name, how, url = sys.argv[1:]
     owner = import_module(module)
     *path, last = name.split(".")

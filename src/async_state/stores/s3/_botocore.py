@@ -61,9 +61,17 @@ _contexts: dict[tuple[object, ...], ssl.SSLContext] = {}
 
 @contextlib.contextmanager
 def fast_path(what: str) -> Iterator[None]:
-    """Let the block fail with one warning for ``what``, since it only makes something faster."""
+    """Let the block fail with one warning for ``what``, since it only makes something faster.
+
+    Raises:
+        botocore.exceptions.BotoCoreError: what botocore says of the environment, such as of a missing profile.
+    """
+    from botocore.exceptions import BotoCoreError
+
     try:
         yield
+    except BotoCoreError:
+        raise
     except Exception as e:  # whatever a new version of botocore does
         warn(what, f"{type(e).__name__}: {e}")
 
