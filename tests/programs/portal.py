@@ -39,7 +39,7 @@ def main() -> None:
 
         signal.signal(signal.SIGUSR1, handler)
         sys.settrace(trace)
-        portal.call(anyio.sleep, 0.01)
+        portal.call(anyio.sleep, 1)
 
 
 if __name__ == "__main__":

@@ -93,10 +93,10 @@ from async_state.purge import purge_prefix
 from async_state.stores.file import FileStore
 files, me = FileStore(sys.argv[1]), sys.argv[2]
 for i in range(60):
-    iothread.run(files.put, f"v1/task/d/r/t/-1/worker/{me}-{i}", b"1", "", timeout=20)
+    iothread.run(iothread.arun, files.put, f"v1/task/d/r/t/-1/worker/{me}-{i}", b"1", "", timeout=20)
     if i % 20 == 10:
-        iothread.run(purge_prefix, files, "v1/task/d/r/t/-1/", concurrency=4, timeout=20)
-iothread.run(files.put, f"v1/task/d/r/t/-1/worker/{me}", me.encode(), "", timeout=20)
+        iothread.run(iothread.arun, purge_prefix, files, "v1/task/d/r/t/-1/", concurrency=4, timeout=20)
+iothread.run(iothread.arun, files.put, f"v1/task/d/r/t/-1/worker/{me}", me.encode(), "", timeout=20)
 """
     writers: Sequence[str] = [str(i) for i in range(4)]
     processes = [
@@ -256,7 +256,7 @@ from async_state.stores.file import FileStore
 
 def outcome(function, *args, **more):
     try:
-        return repr(iothread.run(function, *args, timeout=20, **more))
+        return repr(iothread.run(iothread.arun, function, *args, timeout=20, **more))
     except StoreError as e:
         return f"{type(e).__name__}: {e}"
 

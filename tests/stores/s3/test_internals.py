@@ -1,8 +1,8 @@
 """What is touched of botocore, aiobotocore and aiohttp beside their documented interfaces, taken away piece by piece.
 
-Each case runs in a process of its own, which breaks one of `_botocore.INTERNALS` before we import it, and then does
-everything there is: in itself, in a forked process, and in one whose parent was prepared. The operations must work, and
-one warning must name what is broken.
+Each case runs in a process of its own, which breaks one of `_botocore.INTERNALS` and then does everything there is: in
+a fork of a process that did nothing, in a fork of one that was prepared, and in itself. The operations must work, and
+one warning must name what is broken. All are forked from one process that has imported what they need.
 """
 
 from __future__ import annotations
@@ -10,127 +10,127 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import subprocess
-import sys
-import textwrap
+import logging
+import traceback
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import botocore.session
 import pytest
+from airflow.sdk.state import TaskScope
 from botocore.exceptions import UnknownServiceError
 
+from async_state import AsyncStateBackend, Settings
+from async_state.stores import prepare
 from async_state.stores.s3 import _botocore
 from async_state.stores.s3._botocore import INTERNALS, Internal
 from async_state.testing import FakeS3
+from tests.programs.common import fork, outcome
 
-PROGRAM = textwrap.dedent(
-    """
-    import logging, os, sys
-    from importlib import import_module
-
-    # What it imports of botocore by name is there: a botocore without that would be another aiobotocore's.
-    import aiobotocore.session, aiobotocore.httpsession, aiohttp
-
-    # botocore goes on with what we no longer find, as if under another name.
-    from botocore import httpsession
-    context, path = httpsession.create_urllib3_context, httpsession.get_cert_path
-    httpsession.URLLib3Session._get_ssl_context = lambda self: context()
-
-    module, name, how, url = sys.argv[1:]
-    owner = import_module(module)
-    *path, last = name.split(".")
-    for part in path:
-        owner = getattr(owner, part)
-    if last == "_retry_connection":
-        # An attribute of each object, and not of the class.
-        init = owner.__init__
-        def __init__(self, *args, **kwargs):
-            init(self, *args, **kwargs)
-            del self._retry_connection
-        owner.__init__ = __init__
-    elif how == "missing":
-        delattr(owner, last)
-    elif how == "raising":
-        def broken(*args, **kwargs):
-            raise TypeError("not what it was")
-        setattr(owner, last, broken)
-    else:
-        setattr(owner, last, lambda *args, **kwargs: None)
-
-    from airflow.sdk.state import TaskScope
-    from async_state import AsyncStateBackend, Settings
-    from async_state.stores import prepare
-
-    class Warnings(logging.Handler):
-        def emit(self, record):
-            if record.levelno >= logging.WARNING:
-                print("warned:", record.getMessage(), flush=True)
-
-    logging.getLogger("async_state.stores").addHandler(Warnings())
-
-    def use(backend, name):
-        task = TaskScope(dag_id="internals", run_id="run", task_id=name)
-        ref = backend.serialize_task_state_store_to_ref(value=[name], key="key", scope=task)
-        assert backend.deserialize_task_state_store_from_ref(ref) == [name]
-        backend.set(task, "row", "1")
-        assert backend.get(task, "row") == "1"
-        backend.delete(task, "row")
-        assert backend.get(task, "row") is None
-        backend.set(task, "row", "1")
-        backend.clear(task)
-        assert backend.get(task, "row") is None
-        assert backend.deserialize_task_state_store_from_ref(ref) is None
-
-    def forked(name):
-        pid = os.fork()
-        if not pid:
-            try:
-                use(AsyncStateBackend(settings), name)
-            except BaseException:
-                import traceback
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        assert os.waitpid(pid, 0)[1] == 0, name
-
-    settings = Settings(url="s3://state/internals", endpoint_url=url)
-    forked("fork of a process that did nothing")
-    prepare(settings)
-    forked("fork of a prepared process")
-    use(AsyncStateBackend(settings), "the process itself")
-    print("fine", flush=True)
-    """
-)
-
-#: botocore's client calls these itself, on the same objects: without them it would not work either.
-SHARED = {"Loader.list_available_services", "Loader.list_api_versions"}
-#: There is another name to break for these, or nothing to call.
-WAYS = {"ClientSession._retry_connection": ["missing"]}
+#: aiohttp, or botocore's client, needs them itself: without them nothing would work, ours or not.
+SHARED = {"Loader.list_available_services", "Loader.list_api_versions", "ClientSession._retry_connection"}
+#: An environment without credentials is nothing to warn of; the base class finds none either.
+SILENT = {("EnvProvider.load", "missing"), ("EnvProvider.load", "returning nothing")}
 CASES = [
-    pytest.param(internal, how, id=f"{internal.name}-{how}")
+    (internal, how)
     for internal in INTERNALS
     if internal.name not in SHARED
-    for how in WAYS.get(internal.name, ["missing", "raising", "returning nothing"])
+    for how in ("missing", "raising", "returning nothing")
 ]
 
 
-@pytest.mark.parametrize(("internal", "how"), CASES)
-def test_operations_do_without_it(internal: Internal, how: str, moto: FakeS3) -> None:
-    command = [sys.executable, "-c", PROGRAM, internal.module, internal.name, how, moto.url]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.endswith("fine\n")
-    # Nothing is wrong with an environment that has no credentials.
-    if (internal.name, how) != ("EnvProvider.load", "returning nothing"):
-        assert "warned: async_state does not know this version's" in done.stdout, done.stdout
+def take_away(internal: Internal, how: str) -> None:
+    # What aiobotocore imports by name is there: a botocore without it would be another aiobotocore's.
+    import_module("aiobotocore.httpsession")
+    # botocore goes on with what we no longer find, as if it were under another name.
+    httpsession: Any = import_module("botocore.httpsession")
+    make_context = httpsession.create_urllib3_context
+    httpsession.URLLib3Session._get_ssl_context = lambda _: make_context()
+
+    owner: Any = import_module(internal.module)
+    *path, last = internal.name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+
+    def raising(*_: object, **__: object) -> None:
+        raise TypeError("not what it was")
+
+    if how == "missing":
+        delattr(owner, last)
+    else:
+        setattr(owner, last, raising if how == "raising" else lambda *_, **__: None)
 
 
-def test_nothing_is_warned_of_as_it_is(moto: FakeS3) -> None:
-    command = [sys.executable, "-c", PROGRAM, "os", "getloadavg", "missing", moto.url]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    assert done.stdout.endswith("fine\n")
-    assert "warned" not in done.stdout
+def use(settings: Settings, name: str) -> None:
+    backend, task = AsyncStateBackend(settings), TaskScope(dag_id="internals", run_id="run", task_id=name)
+    ref = backend.serialize_task_state_store_to_ref(value=[name], key="key", scope=task)
+    assert backend.deserialize_task_state_store_from_ref(ref) == [name]
+    backend.set(task, "row", "1")
+    assert backend.get(task, "row") == "1"
+    backend.delete(task, "row")
+    assert backend.get(task, "row") is None
+    backend.set(task, "row", "1")
+    backend.clear(task)
+    assert backend.get(task, "row") is None
+    assert backend.deserialize_task_state_store_from_ref(ref) is None
+
+
+def use_everywhere(settings: Settings, log: Path) -> None:
+    with log.open("a") as file:
+        handler = logging.StreamHandler(file)
+        handler.setLevel(logging.WARNING)
+        logging.getLogger("async_state.stores").addHandler(handler)
+        try:
+            assert outcome(fork(lambda: use(settings, "fork of a process that did nothing"), "task")) == "fine"
+            prepare(settings)
+            assert outcome(fork(lambda: use(settings, "fork of a prepared process"), "task")) == "fine"
+            use(settings, "the process itself")
+        except BaseException:
+            traceback.print_exc(file=file)
+            raise
+
+
+@pytest.fixture
+def settings(moto: FakeS3) -> Settings:
+    return Settings(url="s3://state/internals", endpoint_url=moto.url)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has used nothing yet."""
+    monkeypatch.setattr("async_state.stores.s3.prefork._endpoints", {})
+    for name, value in (("_loader", None), ("_next_session", None), ("_contexts", {}), ("_warned", set())):
+        monkeypatch.setattr(_botocore, name, value)
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(("internal", "how"), CASES, ids=[f"{internal.name}-{how}" for internal, how in CASES])
+def test_operations_do_without_it(internal: Internal, how: str, settings: Settings, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def case() -> None:
+        take_away(internal, how)
+        use_everywhere(settings, log)
+
+    assert outcome(fork(case, "task")) == "fine", log.read_text()
+    if (internal.name, how) not in SILENT:
+        assert "async_state does not know this version's" in log.read_text()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_nothing_is_warned_of_as_it_is(settings: Settings, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert outcome(fork(lambda: use_everywhere(settings, log), "task")) == "fine", log.read_text()
+    assert log.read_text() == ""
+
+
+def test_an_aiohttp_that_can_not_be_told_to_send_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_botocore, "_warned", set())
+    _botocore.send_once(object())
+    assert "_retry_connection" in caplog.text
 
 
 #: The sources as they were when this was last read against them. A difference is not a defect, since everything fails

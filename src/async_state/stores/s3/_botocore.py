@@ -231,16 +231,19 @@ def tls_context(ca_bundle: str | None) -> ssl.SSLContext | None:
     Raises:
         OSError: the bundle can't be read; `ssl.SSLError` is one, too.
     """
-    context: object = None
+    context: ssl.SSLContext | None = None
     file: Path | None = None
     with fast_path("botocore.httpsession.get_cert_path"):
         from botocore.httpsession import create_urllib3_context, get_cert_path
 
         verify: Any = ca_bundle or True
-        file = Path(str(get_cert_path(verify)))
-        context = create_urllib3_context()
-    if file is None or not isinstance(context, ssl.SSLContext):  # type: ignore[redundant-expr]
-        return None
+        found: tuple[object, object] = get_cert_path(verify), create_urllib3_context()
+        if not isinstance(found[0], str) or not isinstance(found[1], ssl.SSLContext):
+            raise TypeError(f"{found[0]!r} and {found[1]!r}")
+        file, context = Path(found[0]), found[1]
+    # None of them, where the block failed.
+    if file is None or context is None:  # type: ignore[redundant-expr]
+        return None  # type: ignore[unreachable]
     status = file.stat()
     key = (str(file), status.st_ino, status.st_size, status.st_mtime_ns)
     if key not in _contexts:
