@@ -42,7 +42,8 @@ CASES = [
 
 def take_away(internal: Internal, how: str) -> None:
     # What aiobotocore imports by name is there: a botocore without it would be another aiobotocore's.
-    import_module("aiobotocore.httpsession")
+    for module in "aiobotocore.httpsession", "aiobotocore.config", "aiobotocore.session":
+        import_module(module)
     # botocore goes on with what we no longer find, as if it were under another name.
     httpsession: Any = import_module("botocore.httpsession")
     make_context = httpsession.create_urllib3_context
