@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from async_state.connection import Connection
 from async_state.settings import Settings
 
-#: Options of `Settings` that go with each object that is written: the option, PutObject's name for it, and its header.
+
+class PutOption(NamedTuple):
+    """An option of `Settings` that goes with each object that is written."""
+
+    value: Callable[[Settings], str | None]
+    #: Its name as an argument of PutObject, and as a header of the request.
+    argument: str
+    header: str
+
+
 PUT_OPTIONS: Final = (
-    ("server_side_encryption", "ServerSideEncryption", "x-amz-server-side-encryption"),
-    ("sse_kms_key_id", "SSEKMSKeyId", "x-amz-server-side-encryption-aws-kms-key-id"),
+    PutOption(lambda settings: settings.server_side_encryption, "ServerSideEncryption", "x-amz-server-side-encryption"),
+    PutOption(lambda settings: settings.sse_kms_key_id, "SSEKMSKeyId", "x-amz-server-side-encryption-aws-kms-key-id"),
 )
 
 
@@ -65,7 +74,7 @@ class S3Options:
             region_name=settings.region_name or connection.region_name or None,
             connection=connection,
             put_arguments=tuple(
-                (name, value) for option, name, _ in PUT_OPTIONS if (value := getattr(settings, option))
+                (option.argument, value) for option in PUT_OPTIONS if (value := option.value(settings))
             ),
         )
 
@@ -82,5 +91,5 @@ class S3Options:
 def put_headers(arguments: Mapping[str, str]) -> dict[str, str]:
     """Return the HTTP headers for arguments of PutObject."""
     headers = {"ContentType": "Content-Type", "ContentEncoding": "Content-Encoding"}
-    headers |= {name: header for _, name, header in PUT_OPTIONS}
+    headers |= {option.argument: option.header for option in PUT_OPTIONS}
     return {headers[name]: value for name, value in arguments.items()}
