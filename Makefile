@@ -17,7 +17,8 @@ FLOOR_PYTHON ?= $(firstword $(shell python3.10 -c "print('python3.10')" 2>/dev/n
 MUTANTS_VENV ?= .venv-mutants
 
 # A file's tests stay together, as they share what it starts.
-PARALLEL = --numprocesses 2 --dist loadfile
+# In their order, as those of whole Airflows come first then, and not alone at the end.
+PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-clients test-next test-floor mutants lint bench bench-quick clean
 
@@ -28,15 +29,16 @@ demo: $(VENV)/installed
 # Types, style, and every test. One test alone takes seconds:
 # .venv/bin/python -m pytest tests/stores/s3/test_s3.py -k takes_one_request
 test: lint
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/clients
 
-# Operators and a trigger of others, killed and in outages; two of these take more than a minute and run here alone.
+# Operators and a trigger of others, killed and in outages, two of them for more than a minute.
 test-clients: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --group clients
 	OUTAGES_LONG=1 $(BIN)/python -m pytest $(PARALLEL) tests/clients
 
 # Every test on the next Airflow, which needs Python 3.11 or later.
 test-next: $(NEXT_VENV)/installed
-	$(NEXT_VENV)/bin/python -m pytest $(PARALLEL)
+	$(NEXT_VENV)/bin/python -m pytest $(PARALLEL) --ignore tests/clients
 
 # The tests of S3 and of the contract on the lowest versions.
 test-floor: $(FLOOR_VENV)/installed

@@ -31,7 +31,7 @@ STEPS = [
     ("<frozen importlib._bootstrap>", "_find_and_load", "imports"),
     ("aiobotocore/session.py", "get_credentials", "credentials"),
     ("aiobotocore/session.py", "_create_client", "the client, with the models"),
-    ("s3_object.py", "put", "the request"),
+    ("stores/s3/store.py", "_send", "the request"),
 ]
 
 

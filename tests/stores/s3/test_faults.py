@@ -292,7 +292,10 @@ def test_damage_on_the_way(
         pytest.raises(CorruptObjectError, match=rf"s3://state/s3/v1/task/{task.dag_id}/.* does not match the checksum"),
     ):
         operation.run(calls, task, ref)
-    check_effect(operation, onlooker, task, ref, operation.run(calls, task, ref))
+    # Once, it is read again.
+    with moto.failing(fault, when=operation.hit, times=1) as failing:
+        check_effect(operation, onlooker, task, ref, operation.run(calls, task, ref))
+    assert len(failing.requests) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("get", "deserialize")])
