@@ -48,8 +48,8 @@ class Client:
                 answer = await self.client.get_object(Bucket=self.bucket, Key=key)
             except self.client.exceptions.NoSuchKey:
                 return None
-            check_size(answer.get("ContentLength"))
             async with answer["Body"] as body:
+                check_size(answer.get("ContentLength"))
                 return Object(await body.read(), answer.get("Metadata", {}))
 
     async def put(self, key: str, body: bytes, arguments: Mapping[str, str], metadata: Mapping[str, str]) -> None:
