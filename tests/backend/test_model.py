@@ -305,6 +305,7 @@ class StateMachine(RuleBasedStateMachine):
         compression=st.sampled_from(["none", "gzip", "zstd"]),
         compression_threshold=st.sampled_from(["0", "1024"]),
         inline_threshold=st.sampled_from(["0", "100", "1000"]),
+        outage_inline_threshold=st.sampled_from(["0", "1000"]),
         on_missing=st.sampled_from(["none", "raise"]),
         move=st.booleans(),
     )
