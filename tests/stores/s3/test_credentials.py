@@ -272,6 +272,8 @@ def test_the_region_reaches_sts(
 ) -> None:
     """In a private network, no other region's STS can be reached."""
     monkeypatch.delenv("AWS_DEFAULT_REGION")
+    # The default of later versions.
+    monkeypatch.setenv("AWS_STS_REGIONAL_ENDPOINTS", "regional")
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
 
     async def until_asked() -> None:

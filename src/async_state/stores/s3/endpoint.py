@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _KEY: Final = "v1/a b+%25~:=&@/\N{LATIN SMALL LETTER E WITH ACUTE}\N{GRINNING FACE}"
 _BODY: Final = b'"body"'
 _CONTENT_TYPE: Final = "application/json"
+#: How the names of S3 Express's buckets, and of access points to them, end.
+_EXPRESS: Final = ("--x-s3", "--xa-s3")
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 #: Headers that only tell S3 about the client's own attempts, or that HTTP libraries add.
 _NOT_COMPARED: Final = frozenset({"amz-sdk-invocation-id", "amz-sdk-request", "content-length", "expect", "host"})
@@ -93,6 +95,9 @@ async def resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredential
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
+    # Signing for them takes a request of its own, for credentials of the bucket.
+    if bucket.endswith(_EXPRESS):
+        return None
     try:
         return await _resolve(client, bucket, credentials)
     except (BotoCoreError, ClientError, ValueError):
@@ -134,7 +139,7 @@ async def _resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredentia
 def _read_off(put: Any, listing: Any, client_config: object) -> Endpoint | None:
     headers = _compared(put.headers)
     algorithm, _, signature = headers.get("authorization", "").partition(" ")
-    if algorithm != _ALGORITHM or "x-amz-s3session-token" in headers:
+    if algorithm != _ALGORITHM:
         return None
     scope = signature.partition("Credential=")[2].partition(",")[0].split("/")
     return Endpoint(
