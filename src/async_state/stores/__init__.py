@@ -76,7 +76,8 @@ def open_store(url: str, settings: Settings, connection: Connection) -> Store:
         from async_state.stores.file import FileStore
 
         return FileStore(url)
-    from async_state.stores.s3 import S3Store
+    with without_collections():
+        from async_state.stores.s3 import S3Store
 
     return S3Store(_s3_options(url, settings, connection))
 
@@ -87,13 +88,13 @@ def prepare(settings: Settings) -> None:
     It leaves no thread, client or connection. It may take half a second, and is not for an event loop's thread.
     """
     if settings.url.startswith("s3://"):
-        from async_state.stores import s3
+        with without_collections():
+            from async_state.stores import s3
 
         s3.prepare(_s3_options(settings.url, settings, Connection()))
 
 
 def _s3_options(url: str, settings: Settings, connection: Connection) -> S3Options:
-    with without_collections():
-        from async_state.stores.s3 import S3Options
+    from async_state.stores.s3 import S3Options
 
     return S3Options.of(url, settings, connection)
