@@ -66,6 +66,7 @@ def test_contract_15_names_fit_s3_and_stay_below_their_scope(scope: Any, key: st
 
 @given(scopes, state_keys)
 @example(LONG, "k" * 512)
+@example(AssetScope(uri="s3://bucket/" + "a.long/path.of.an/asset." * 20), "dotted." * 60)
 def test_contract_07_a_ref_alone_gives_its_name_back(scope: Any, key: str) -> None:
     name = object_name(scope, key, Side.WORKER)
     ref = make_ref(BASE, name)

@@ -185,9 +185,10 @@ def _is_segment(segment: str, limit: int) -> bool:
     if cut and len(segment) <= limit - _CUT_SLACK:
         return False
     try:
-        return _encode(unquote(kept, errors="strict")) == kept
+        text = unquote(kept, errors="strict")
     except UnicodeDecodeError:
         return False
+    return kept == (_encode_each(text) if cut else _encode(text))
 
 
 #: How many bytes below the limit a shortened segment may stay, because no ``%XX`` and no character is cut in two.
@@ -207,6 +208,11 @@ def _segment(text: str, limit: int) -> str:
             break
         kept += piece
     return f"{kept}~{digest}"
+
+
+def _encode_each(text: str) -> str:
+    """Encode as `_segment` does what it cuts: a dot, which is a whole identifier nowhere else, becomes ``%2E``."""
+    return "".join(map(_encode, text))
 
 
 def _encode(text: str) -> str:
