@@ -150,7 +150,8 @@ def test_a_ref_is_accepted_only_if_the_backend_would_write_it(ref: str) -> None:
         assert written_by(name) == name
 
 
-@pytest.mark.parametrize("kept", ["%6B" * 54, "k" * 162 + "%FF" + "k", "%2E" * 54])
+# Of a name that is cut, each character is encoded alone, and so a dot is.
+@pytest.mark.parametrize("kept", ["%6B" * 54, "k" * 162 + "%FF" + "k", "k." * 81])
 def test_a_cut_name_is_as_the_backend_cuts_it(kept: str) -> None:
     with pytest.raises(UntrustedRefError):
         split_ref(f"{BASE}/v1/asset/name/a/worker/{kept}~{'0' * 32}", [BASE])
