@@ -13,10 +13,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import boto3
-import botocore.session
 import pytest
 from airflow.sdk.state import AssetScope, TaskScope
-from botocore.exceptions import UnknownServiceError
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
@@ -29,7 +27,6 @@ from async_state.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from async_state.stores.s3 import _botocore
 from async_state.testing import Answer, FakeS3, Request
 from async_state.testing.faults import Exchange, Fault
 from tests import servers
@@ -438,14 +435,3 @@ def test_control_characters_in_keys_do_not_reach_messages(
         on_moto.set(asset, "k\n2026-01-01 ERROR forged\x1b[31m", "1")
     assert str(caught.value).isprintable()
     assert "k\n2026" in unquote(str(caught.value))
-
-
-def test_services_are_found_as_botocore_finds_them() -> None:
-    ours = _botocore.new_session().get_component("data_loader")
-    botocores = botocore.session.get_session().get_component("data_loader")
-    # STS and SSO are those that credentials come from.
-    for service in "s3", "sts", "sso", "sso-oidc":
-        found, wanted = (loader.load_service_model(service, "service-2") for loader in (ours, botocores))
-        assert found["metadata"] == wanted["metadata"]
-    with pytest.raises(UnknownServiceError, match="nothing"):
-        ours.load_service_model("nothing", "service-2")

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from aiobotocore.session import AioSession
     from types_aiobotocore_s3 import S3Client
 
-_CONNECT_TIMEOUT: Final = 5.0
 #: What the answers' bodies hold; nothing at all where it is empty.
 _ANSWERS: Final = {
     "ListObjectsV2": b"ListBucketResult",
@@ -90,7 +89,7 @@ async def open_client(options: S3Options, session: AioSession) -> AsyncIterator[
     from aiobotocore.config import AioConfig
 
     config = AioConfig(
-        connect_timeout=min(_CONNECT_TIMEOUT, options.read_timeout),
+        connect_timeout=options.connect_timeout,
         read_timeout=options.read_timeout,
         max_pool_connections=options.max_concurrency,
         # The one retry loop is `retry.until`.

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import ssl
 
 _METADATA: Final = "x-amz-meta-"
-_CONNECT_TIMEOUT: Final = 5.0
 #: As the client keeps them; S3 closes idle connections after some 20 s.
 _KEEPALIVE_SECONDS: Final = 12.0
 #: From this size on, a body is hashed for its signature on another thread.
@@ -134,9 +133,7 @@ async def connections(options: S3Options, context: ssl.SSLContext | None) -> Asy
     )
     async with aiohttp.ClientSession(
         connector=connector,
-        timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=min(_CONNECT_TIMEOUT, options.read_timeout), sock_read=options.read_timeout
-        ),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=options.connect_timeout, sock_read=options.read_timeout),
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers={"Content-Type"},
         auto_decompress=False,

@@ -83,6 +83,11 @@ class S3Options:
         return f"s3://{self.bucket}/{self.prefix}{name}"
 
     @property
+    def connect_timeout(self) -> float:
+        """Seconds that making a connection may take."""
+        return min(5.0, self.read_timeout)
+
+    @property
     def where(self) -> str:
         """The endpoint and region that were configured, for messages."""
         return f"endpoint {self.endpoint_url or 'default'}, region {self.region_name or 'default'}"
