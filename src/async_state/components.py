@@ -24,14 +24,15 @@ _LOCAL_EXECUTORS: Final = ("LocalExecutor", "SequentialExecutor")
 
 
 def commands() -> list[Any]:
-    """Return the commands that this provider adds to ``airflow``: none. Have `_before_command` called.
+    """Return the command that this provider adds to ``airflow``, and have `_before_command` called.
 
     Airflow calls this once in each process of its command line (``cli`` in the provider info).
     """
     from async_state import compat
+    from async_state.cli import definition
 
     compat.before_commands(_before_command)
-    return []
+    return [definition.group()]
 
 
 def configured() -> Settings | None:

@@ -5,11 +5,44 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from typing import Protocol
+from datetime import datetime
+from typing import NamedTuple, Protocol
 
 import anyio
 
 from async_state.errors import StoreError, StoreTimeoutError
+
+
+class Entry(NamedTuple):
+    """What a listing says of an object.
+
+    Attributes:
+        name: The object's name, below the base URL.
+        size: The stored bytes.
+        modified: When it was last written, by the store's clock, with a time zone.
+        etag: What the store calls this content; another content has another one.
+    """
+
+    name: str
+    size: int
+    modified: datetime
+    etag: str
+
+
+class Details(NamedTuple):
+    """What the store says of one object.
+
+    Attributes:
+        entry: As in a listing.
+        content_encoding: How it is compressed: empty, ``gzip`` or ``zstd``.
+        metadata: Its user-defined metadata, by lower-case name.
+        version: The id of this version where the store keeps versions, or an empty string.
+    """
+
+    entry: Entry
+    content_encoding: str
+    metadata: Mapping[str, str]
+    version: str
 
 
 class Store(Protocol):

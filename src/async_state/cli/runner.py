@@ -1,0 +1,57 @@
+"""Runs a command's coroutine on the I/O thread, and turns what it raises into a message and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from async_state import iothread
+from async_state.errors import AsyncStateError, ConfigurationError
+
+DONE, FAILED, USAGE = 0, 1, 2
+
+
+class UsageError(Exception):
+    """The arguments can't be used together; the message says what to type instead."""
+
+
+def run(command: Callable[[argparse.Namespace], Coroutine[Any, Any, int]], args: argparse.Namespace) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        command: The coroutine, which runs on the I/O thread and so may use stores.
+        args: The parsed arguments.
+
+    Returns:
+        0 for done, 1 for found or failed, 2 for a wrong use.
+    """
+    _log_to_stderr(verbose=args.verbose)
+    try:
+        code = iothread.run(iothread.arun, command, args)
+        sys.stdout.flush()
+        return code
+    except UsageError as e:
+        print(e, file=sys.stderr)  # noqa: T201 - a command's output
+        return USAGE
+    except (AsyncStateError, ConfigurationError) as e:
+        print(e, file=sys.stderr)  # noqa: T201
+        return FAILED
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Who reads the output, `head` say, has enough. Python flushes standard output once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _log_to_stderr(*, verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    root = logging.getLogger()
+    # Airflow's own handlers write to standard output, which a program may read.
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if verbose else logging.WARNING)
