@@ -19,6 +19,7 @@ import enum
 import hashlib
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote, unquote
 from uuid import UUID
@@ -50,6 +51,36 @@ class Side(str, enum.Enum):
     WORKER = "worker"
     #: The API server's ``set`` writes the database row itself.
     SERVER = "server"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What an object's name says, decoded.
+
+    Where an identifier or a key is so long that the name has its beginning and a hash only, it is that beginning, ``~``
+    and the hash.
+
+    Attributes:
+        side: Which side of the API server has written the object.
+        key: The state key.
+        dag_id: Empty for an asset, like the other three.
+        run_id: The run.
+        task_id: The task.
+        map_index: ``None`` for an asset, and -1 for a task that is not mapped.
+        region: The task's region id, or an empty string.
+        asset_by: What names the asset: ``name``, ``uri`` or ``id``; empty for a task.
+        asset: The asset's name, URI or id.
+    """
+
+    side: Side
+    key: str
+    dag_id: str = ""
+    run_id: str = ""
+    task_id: str = ""
+    map_index: int | None = None
+    region: str = ""
+    asset_by: str = ""
+    asset: str = ""
 
 
 def check_key(key: object) -> str:
@@ -140,7 +171,7 @@ def split_ref(ref: str, bases: Iterable[str]) -> tuple[str, str]:
     bases = list(bases)
     for base in bases:
         name = ref.removeprefix(base + "/")
-        if name != ref and _is_worker_name(name):
+        if name != ref and (place := parse_name(name)) is not None and place.side is Side.WORKER:
             return base, name
     shown = ref if len(ref) <= MAX_OBJECT_KEY_BYTES else ref[:MAX_OBJECT_KEY_BYTES] + "..."
     raise UntrustedRefError(
@@ -152,6 +183,32 @@ def split_ref(ref: str, bases: Iterable[str]) -> tuple[str, str]:
     )
 
 
+def parse_name(name: str) -> Place | None:
+    """Return what an object's name says, or ``None`` if it is not exactly a name that this module writes."""
+    match name.split("/"):
+        case ["v1", "task", dag, run, task, index, "worker" | "server" as side, key]:
+            region = _REGION.search(task)
+            ids = [dag, run, task.removesuffix(region[0]) if region else task]
+            if _MAP_INDEX.fullmatch(index) is None or not _are_segments(ids, key):
+                return None
+            return Place(
+                side=Side(side),
+                key=_decode(key),
+                dag_id=_decode(ids[0]),
+                run_id=_decode(ids[1]),
+                task_id=_decode(ids[2]),
+                map_index=int(index),
+                region=region[0].removeprefix("@") if region else "",
+            )
+        case ["v1", "asset", "name" | "uri" | "id" as kind, identifier, "worker" | "server" as side, key]:
+            if kind == "id" and _ASSET_ID.fullmatch(identifier) is None:
+                return None
+            if not _are_segments([identifier], key):
+                return None
+            return Place(side=Side(side), key=_decode(key), asset_by=kind, asset=_decode(identifier))
+    return None
+
+
 def _check_ref(ref: object) -> str:
     if not isinstance(ref, str):
         raise UntrustedRefError(
@@ -161,21 +218,16 @@ def _check_ref(ref: object) -> str:
     return ref
 
 
-def _is_worker_name(name: str) -> bool:
-    match name.split("/"):
-        case ["v1", "task", dag, run, task, index, Side.WORKER.value, key]:
-            task = _REGION.sub("", task)
-            ids = [dag, run, task]
-            located = _MAP_INDEX.fullmatch(index) is not None
-        case ["v1", "asset", "name" | "uri", identifier, Side.WORKER.value, key]:
-            ids, located = [identifier], True
-        case ["v1", "asset", "id", identifier, Side.WORKER.value, key]:
-            ids, located = [identifier], _ASSET_ID.fullmatch(identifier) is not None
-        case _:
-            return False
+def _are_segments(ids: Iterable[str], key: str) -> bool:
     # No key is "." or "..", though an identifier may be.
-    located = located and key not in ("%2E", "%2E%2E")
-    return located and all(_is_segment(i, _ID_BYTES) for i in ids) and _is_segment(key, _KEY_BYTES)
+    if key in ("%2E", "%2E%2E"):
+        return False
+    return all(_is_segment(i, _ID_BYTES) for i in ids) and _is_segment(key, _KEY_BYTES)
+
+
+def _decode(segment: str) -> str:
+    kept, cut, digest = segment.partition("~")
+    return unquote(kept) + cut + digest
 
 
 def _is_segment(segment: str, limit: int) -> bool:
