@@ -311,7 +311,7 @@ class AsyncStateBackend(compat.StoreBackend):
             if len(text) <= settings.inline_threshold:
                 return inline(value=value, key=key, scope=scope)
             try:
-                await self._objects.write(name, text, until)
+                await self._objects.write(name, text, until, codec.ending())
             except (StoreUnavailableError, StoreTimeoutError, StoreCredentialsError) as e:
                 if len(text) > settings.outage_inline_threshold:
                     raise

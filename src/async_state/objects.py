@@ -77,8 +77,8 @@ class Objects:
                 return None
             return codec.decode(body) if iothread.blocks() else await codec.adecode(body)
 
-    async def write(self, name: str, text: str, until: float) -> None:
-        """Write the text below the settings' URL, compressed as they say.
+    async def write(self, name: str, text: str, until: float, ending: str = "") -> None:
+        """Write the text, and an ``ending`` behind it, below the settings' URL, compressed as they say.
 
         Raises:
             InvalidValueError: the text is too large.
@@ -87,8 +87,10 @@ class Objects:
         settings = self._settings
         # Exact only for ASCII, as JSON text from Airflow is; a threshold needs no more.
         compression = settings.compression if len(text) >= settings.compression_threshold else "none"
-        packed = codec.encode(text, compression) if iothread.blocks() else await codec.aencode(text, compression)
-        body, content_encoding = packed
+        if iothread.blocks():
+            body, content_encoding = codec.encode(text, compression, ending)
+        else:
+            body, content_encoding = await codec.aencode(text, compression, ending)
         await self._hop(self._stores.put, settings.url, name, body, content_encoding, until=until)
 
     async def purge_names(self, base: str, names: Iterable[str], until: float) -> None:
