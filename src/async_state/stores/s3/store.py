@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import anyio
 
 from async_state import iothread
 from async_state.errors import CorruptObjectError, StoreError
-from async_state.stores.base import Details, Entry
+from async_state.stores.base import CHECKSUM, Details, Entry, checksum
 from async_state.stores.s3 import commands
 from async_state.stores.s3.bucket import Bucket, open_bucket
 from async_state.stores.s3.client import Client
@@ -32,8 +31,6 @@ from async_state.stores.s3.options import S3Options, bucket_and_prefix
 from async_state.stores.s3.retry import until
 
 T = TypeVar("T")
-
-_CHECKSUM: Final = "crc32"
 
 
 class S3Store:
@@ -55,7 +52,7 @@ class S3Store:
             if found is None:
                 return None
             # Written by `put`; an object that someone else has put there has none.
-            if found.metadata.get(_CHECKSUM) in (None, _crc32(found.body)):
+            if found.metadata.get(CHECKSUM) in (None, checksum(found.body)):
                 return found.body
         raise CorruptObjectError("its content does not match the checksum it was written with")
 
@@ -64,7 +61,7 @@ class S3Store:
         arguments = {"ContentType": "application/json", **dict(self._options.put_arguments)}
         if content_encoding:
             arguments["ContentEncoding"] = content_encoding
-        metadata = {_CHECKSUM: _crc32(body)}
+        metadata = {CHECKSUM: checksum(body)}
         await self._run("put", name, lambda s3: s3.put(key, body, arguments, metadata), timeout)
 
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
@@ -248,10 +245,6 @@ def _deadline(seconds: float, made: Attempts) -> Iterator[float]:
         if made.last is None or is_timeout(made.last):
             raise TimeoutError(f"no answer within {round(seconds, 2):g} s")
         raise made.last
-
-
-def _crc32(body: bytes) -> str:
-    return f"{zlib.crc32(body):08x}"
 
 
 class _NoDeleteManyError(StoreError):
