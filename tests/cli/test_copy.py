@@ -284,14 +284,14 @@ def test_what_was_set_below_the_target_since_is_kept(
 
 def test_what_was_set_below_the_source_since_is_copied_again(run: Run, places: tuple[Place, Place]) -> None:
     source, target = places
-    source.fill()
+    ours = source.fill()
     assert run(source, target, "--yes") == 0
     name = name_of(source)
+    newer = b" " * len(ours[name])
     wait_for_the_next_second()
-    source.put(name, b"newer")
+    source.put(name, newer)
     assert run(source, target, "--yes") == 0
-    assert target.objects() == source.objects()
-    assert target.objects()[name] == b"newer"
+    assert target.objects() == source.objects() == {**ours, name: newer}
 
 
 def test_what_is_set_below_the_target_between_the_survey_and_its_copy_is_kept(
@@ -358,6 +358,25 @@ def test_what_appears_while_others_are_copied_is_counted(
     assert f"1 object of {source.url} changed while this command ran" in capsys.readouterr().err
     assert run(source, target, "--yes") == 0
     assert target.objects() == source.objects()
+
+
+def test_what_disappears_below_the_target_is_counted(
+    run: Run, s3: tuple[Place, Place], moto: FakeS3, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = s3
+    source.fill()
+    name = name_of(source)
+    listings = itertools.count()
+
+    def delete_before_the_count(exchange: Exchange) -> Answer:
+        # Of the target, the source, and then the target again.
+        if next(listings) == 2:
+            target.delete(name)
+        return exchange.carry_out(exchange.body)
+
+    with moto.failing(Fault(delete_before_the_count), when=lambda request: request.query.startswith("list-type")):
+        assert run(source, target, "--yes") == 1
+    assert f"1 object of {source.url} changed while this command ran" in capsys.readouterr().err
 
 
 def test_a_copy_that_is_not_the_same_fails(
