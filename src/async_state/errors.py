@@ -71,6 +71,14 @@ class StoreTimeoutError(StoreError, TimeoutError):
     """The operation did not end within ``[async_state] timeout``."""
 
 
+class ConditionsError(StoreError):
+    """The object store ignores the conditions of a write, so that nothing can be updated atomically in it."""
+
+
+class ConflictError(StoreError):
+    """Others wrote the key again and again until ``[async_state] timeout``, so that an update never came to write."""
+
+
 class PurgeError(StoreError):
     """Some objects could not be deleted; the others were.
 

@@ -15,7 +15,7 @@ from async_state.connection import Connection
 from async_state.errors import ConfigurationError, CorruptObjectError, StoreCredentialsError, StoreTimeoutError
 from async_state.limiter import Limiter
 from async_state.settings import Settings
-from async_state.stores import Stores
+from async_state.stores import Stores, Tagged
 
 T = TypeVar("T")
 
@@ -84,12 +84,32 @@ class Objects:
             InvalidValueError: the text is too large.
             StoreError: the store failed.
         """
-        settings = self._settings
-        # Exact only for ASCII, as JSON text from Airflow is; a threshold needs no more.
-        compression = settings.compression if len(text) >= settings.compression_threshold else "none"
-        packed = codec.encode(text, compression) if iothread.blocks() else await codec.aencode(text, compression)
-        body, content_encoding = packed
-        await self._hop(self._stores.put, settings.url, name, body, content_encoding, until=until)
+        body, content_encoding = await self._packed(text)
+        await self._hop(self._stores.put, self._settings.url, name, body, content_encoding, until=until)
+
+    async def read_tagged(self, name: str, until: float) -> tuple[str, Tagged] | None:
+        """Return the text of an object below the settings' URL, and what `write_if_unchanged` takes. As `read`."""
+        url = self._settings.url
+        with naming(f"{url}/{name}"):
+            found = await self._hop(self._stores.get_tagged, url, name, until=until)
+            if found is None:
+                return None
+            return codec.decode(found.body) if iothread.blocks() else await codec.adecode(found.body), found
+
+    async def write_if_unchanged(self, name: str, text: str, seen: Tagged | None, until: float) -> bool:
+        """Write the text below the settings' URL if the object is as it was ``seen``; tell whether it was written.
+
+        Raises:
+            ConditionsError: The store can't tell.
+            InvalidValueError, StoreError: As in `write`.
+        """
+        body, content_encoding = await self._packed(text)
+        put = self._stores.put_if_unchanged
+        return await self._hop(put, self._settings.url, name, body, content_encoding, seen, until=until)
+
+    async def names(self, prefix: str, until: float) -> list[str]:
+        """Return the names below the settings' URL that begin with ``prefix``."""
+        return await self._hop(self._stores.names, self._settings.url, prefix, until=until)
 
     async def purge_names(self, base: str, names: Iterable[str], until: float) -> None:
         """Delete the named objects below ``base``. Errors as in `purge.purge_names`."""
@@ -113,6 +133,12 @@ class Objects:
             if newer is None:
                 raise
             return await iothread.arun(function, base, newer, *args, timeout=until - time.monotonic())
+
+    async def _packed(self, text: str) -> tuple[bytes, str]:
+        settings = self._settings
+        # Exact only for ASCII, as JSON text from Airflow is; a threshold needs no more.
+        compression = settings.compression if len(text) >= settings.compression_threshold else "none"
+        return codec.encode(text, compression) if iothread.blocks() else await codec.aencode(text, compression)
 
     async def _look_up(self) -> Connection:
         conn_id = str(self._settings.aws_conn_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from async_state.errors import StoreError
+from async_state.stores.base import Tagged
 
 _OBJECTS: dict[str, dict[str, bytes]] = {}
 
@@ -26,6 +27,19 @@ class MemoryStore:
 
     async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
         self._objects[name] = body
+
+    async def get_tagged(self, name: str, *, timeout: float) -> Tagged | None:
+        body = self._objects.get(name)
+        return None if body is None else Tagged(body, None)
+
+    async def put_if_unchanged(
+        self, name: str, body: bytes, content_encoding: str, seen: Tagged | None, *, timeout: float
+    ) -> bool:
+        # Nobody else runs on the I/O thread meanwhile, and a write makes another bytes object.
+        if self._objects.get(name) is not (seen.body if seen else None):
+            return False
+        self._objects[name] = body
+        return True
 
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         for name in names:

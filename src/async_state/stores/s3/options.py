@@ -96,5 +96,6 @@ class S3Options:
 def put_headers(arguments: Mapping[str, str]) -> dict[str, str]:
     """Return the HTTP headers for arguments of PutObject."""
     headers = {"ContentType": "Content-Type", "ContentEncoding": "Content-Encoding"}
+    headers |= {"IfMatch": "If-Match", "IfNoneMatch": "If-None-Match"}
     headers |= {option.argument: option.header for option in PUT_OPTIONS}
     return {headers[name]: value for name, value in arguments.items()}

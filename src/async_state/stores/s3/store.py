@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,12 @@ from typing import Final, TypeVar
 import anyio
 
 from async_state import iothread
-from async_state.errors import CorruptObjectError, StoreError
+from async_state.errors import ConditionsError, CorruptObjectError, StoreError
+from async_state.stores.base import Tagged
 from async_state.stores.s3.bucket import Bucket, open_bucket
 from async_state.stores.s3.direct import NotSignedError
 from async_state.stores.s3.errors import (
+    is_conflict,
     is_not_implemented,
     is_of_certificates,
     is_of_credentials,
@@ -24,13 +27,18 @@ from async_state.stores.s3.errors import (
     map_exceptions,
     store_error,
 )
-from async_state.stores.s3.operations import Attempts, Operations, Page, S3Error, attempts
+from async_state.stores.s3.operations import Attempts, Object, Operations, Page, S3Error, attempts
 from async_state.stores.s3.options import S3Options
 from async_state.stores.s3.retry import until
 
 T = TypeVar("T")
 
 _CHECKSUM: Final = "crc32"
+#: Metadata of an object that was updated: the latest updates of it, by random numbers, the last one first.
+_WRITERS: Final = "updates"
+_KEPT_WRITERS: Final = 64
+#: No content has it.
+_NO_ETAG: Final = '"00000000000000000000000000000000"'
 
 
 class S3Store:
@@ -42,8 +50,17 @@ class S3Store:
     def __init__(self, options: S3Options) -> None:
         self._options = options
         self._has_delete_many = True
+        self._has_conditions = False
 
     async def get(self, name: str, *, timeout: float) -> bytes | None:
+        found = await self._get(name, timeout)
+        return found.body if found else None
+
+    async def get_tagged(self, name: str, *, timeout: float) -> Tagged | None:
+        found = await self._get(name, timeout)
+        return Tagged(found.body, found) if found else None
+
+    async def _get(self, name: str, timeout: float) -> Object | None:
         key = self._options.prefix + name
         ends = anyio.current_time() + timeout
         # Twice, since it may be damaged on its way only.
@@ -53,16 +70,39 @@ class S3Store:
                 return None
             # Written by `put`; an object that someone else has put there has none.
             if found.metadata.get(_CHECKSUM) in (None, _crc32(found.body)):
-                return found.body
+                return found
         raise CorruptObjectError("its content does not match the checksum it was written with")
 
     async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
-        key = self._options.prefix + name
-        arguments = {"ContentType": "application/json", **dict(self._options.put_arguments)}
-        if content_encoding:
-            arguments["ContentEncoding"] = content_encoding
+        key, arguments = self._options.prefix + name, self._put_arguments(content_encoding)
         metadata = {_CHECKSUM: _crc32(body)}
         await self._run("put", name, lambda s3: s3.put(key, body, arguments, metadata), timeout)
+
+    async def put_if_unchanged(
+        self, name: str, body: bytes, content_encoding: str, seen: Tagged | None, *, timeout: float
+    ) -> bool:
+        ends = anyio.current_time() + timeout
+        await self._check_conditions(timeout)
+        key, arguments = self._options.prefix + name, self._put_arguments(content_encoding)
+        arguments |= {"IfMatch": seen.tag.etag} if seen else {"IfNoneMatch": "*"}
+        writers = [secrets.token_hex(4), *(_writers(seen.tag) if seen else ())]
+        metadata = {_CHECKSUM: _crc32(body), _WRITERS: ",".join(writers[:_KEPT_WRITERS])}
+
+        async def put(s3: Operations) -> bool | None:
+            try:
+                await s3.put(key, body, arguments, metadata)
+            except S3Error as e:
+                if not is_conflict(e):
+                    raise
+                # An attempt whose answer was lost may have been carried out.
+                return False if attempts.get().sent == 1 else None
+            return True
+
+        written = await self._run("put", name, put, ends - anyio.current_time())
+        if written is None:
+            found = await self._get(name, ends - anyio.current_time())
+            written = found is not None and writers[0] in _writers(found)
+        return written
 
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         if len(names) == 1:
@@ -88,6 +128,49 @@ class S3Store:
 
     async def aclose(self) -> None:
         await iothread.release(self)
+
+    def _put_arguments(self, content_encoding: str) -> dict[str, str]:
+        arguments = {"ContentType": "application/json", **dict(self._options.put_arguments)}
+        if content_encoding:
+            arguments["ContentEncoding"] = content_encoding
+        return arguments
+
+    async def _check_conditions(self, timeout: float) -> None:
+        """Ask the store, once for this object, whether it obeys the conditions of a write.
+
+        Raises:
+            ConditionsError: It does not.
+        """
+        if self._has_conditions:
+            return
+        ends = anyio.current_time() + timeout
+        name = f"v1/check/{secrets.token_hex(16)}"
+        key, arguments = self._options.prefix + name, self._put_arguments("")
+
+        async def refuses(condition: dict[str, str]) -> bool:
+            async def put(s3: Operations) -> bool:
+                try:
+                    await s3.put(key, b"null", arguments | condition, {})
+                except S3Error as e:
+                    if not is_conflict(e):
+                        raise
+                    return True
+                return False
+
+            return await self._run("put", name, put, ends - anyio.current_time())
+
+        await self._run("put", name, lambda s3: s3.put(key, b"null", arguments, {}), ends - anyio.current_time())
+        try:
+            obeys = await refuses({"IfNoneMatch": "*"}) and await refuses({"IfMatch": _NO_ETAG})
+        finally:
+            await self._delete_one(name, ends - anyio.current_time())
+        if not obeys:
+            raise ConditionsError(
+                f"the store of {self._options.url('')} ({self._options.where}) ignores If-Match or If-None-Match, so "
+                "that two writers at once would overwrite each other: update needs a store that obeys them, such as "
+                "AWS S3, MinIO, Ceph, R2 or SeaweedFS"
+            )
+        self._has_conditions = True
 
     async def _delete_one(self, name: str, timeout: float) -> None:
         key = self._options.prefix + name
@@ -214,6 +297,10 @@ def _deadline(seconds: float, made: Attempts) -> Iterator[float]:
         if made.last is None or is_timeout(made.last):
             raise TimeoutError(f"no answer within {round(seconds, 2):g} s")
         raise made.last
+
+
+def _writers(found: Object) -> list[str]:
+    return [number for number in found.metadata.get(_WRITERS, "").split(",") if number]
 
 
 def _crc32(body: bytes) -> str:
