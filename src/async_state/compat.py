@@ -17,8 +17,11 @@ import anyio.to_thread
 from airflow.sdk.state import AssetScope, BaseStoreBackend, TaskScope
 
 from async_state import iothread
+from async_state.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from async_state.backend import AsyncStateBackend
+
     StoreBackend = BaseStoreBackend
 else:
     # The API server requires a subclass of airflow-core's own copy of the class. A worker may have no airflow-core.
@@ -81,6 +84,24 @@ def worker_backend() -> Any:
     from airflow.sdk.execution_time.context import _get_worker_state_store_backend
 
     return _get_worker_state_store_backend()
+
+
+def own_worker_backend() -> AsyncStateBackend:
+    """Return the worker's state-store backend if it is this package's.
+
+    Raises:
+        ConfigurationError: It is another one, or there is none.
+    """
+    from async_state.backend import AsyncStateBackend
+
+    backend = worker_backend()
+    if isinstance(backend, AsyncStateBackend):
+        return backend
+    found = "is not set" if backend is None else f"is {type(backend).__module__}.{type(backend).__name__}"
+    raise ConfigurationError(
+        f"[workers] state_store_backend {found}: for state by scope, for keys and for update, it must be "
+        "async_state.AsyncStateBackend, in this component as well"
+    )
 
 
 def supervisor() -> Any:

@@ -51,6 +51,10 @@ class MissingObjectError(AsyncStateError, LookupError):
     """The reference's object is gone and ``[async_state] on_missing`` is ``raise``."""
 
 
+class MissingKeyError(AsyncStateError, LookupError):
+    """State by scope has no such key, and only a task can make one."""
+
+
 class StoreError(AsyncStateError, OSError):
     """The object store refused or failed an operation."""
 

@@ -107,6 +107,10 @@ class Objects:
         put = self._stores.put_if_unchanged
         return await self._hop(put, self._settings.url, name, body, content_encoding, seen, until=until)
 
+    async def exists(self, name: str, until: float) -> bool:
+        """Tell whether there is an object below the settings' URL."""
+        return await self._hop(self._stores.exists, self._settings.url, name, until=until)
+
     async def names(self, prefix: str, until: float) -> list[str]:
         """Return the names below the settings' URL that begin with ``prefix``."""
         return await self._hop(self._stores.names, self._settings.url, prefix, until=until)

@@ -34,6 +34,7 @@ class SupervisedState:
         self.scope = self._sdk.scope
 
     async def get(self, key: str, default: JsonValue) -> JsonValue:
+        """As `AsyncStateStore.aget`."""
         if compat.sdk_awaits_hooks():
             value: JsonValue = await self._sdk.accessor.aget(key, default)
         else:
@@ -41,6 +42,7 @@ class SupervisedState:
         return default if value is None else value
 
     async def set(self, key: str, value: JsonValue, *, retention: timedelta | None) -> None:
+        """As `AsyncStateStore.aset`."""
         expiry = self._sdk.expiry(retention)
         if compat.sdk_awaits_hooks():
             await self._sdk.accessor.aset(key, value, **({} if retention is None else {"retention": retention}))
@@ -54,18 +56,19 @@ class SupervisedState:
         await compat.ask(self._sdk.set(key, stored, **expiry))
 
     async def delete(self, key: str) -> None:
+        """As `AsyncStateStore.adelete`."""
         await compat.ask(self._sdk.delete(key))
         if (backend := compat.worker_backend()) is not None:
             await compat.call_hook(backend, "delete", self.scope, key)
 
     async def clear(self) -> None:
+        """As `AsyncStateStore.aclear`."""
         await compat.ask(self._sdk.clear())
         if (backend := compat.worker_backend()) is not None:
             await compat.call_hook(backend, "clear", self.scope)
 
-    async def update(
-        self, key: str, function: Callable[[JsonValue], JsonValue], default: JsonValue
-    ) -> JsonValue:
+    async def update(self, key: str, function: Callable[[JsonValue], JsonValue], default: JsonValue) -> JsonValue:
+        """As `AsyncStateStore.aupdate`."""
         backend = compat.own_worker_backend()
         return await backend._update(self.scope, key, _Row(self, key), function, default)
 

@@ -29,10 +29,12 @@ class UnsupervisedState:
         self.scope = scope
 
     async def get(self, key: str, default: JsonValue) -> JsonValue:
+        """As `AsyncStateStore.aget`."""
         value = await compat.own_worker_backend()._read(self.scope, key)
         return default if value is None else value
 
     async def set(self, key: str, value: JsonValue, *, retention: timedelta | None) -> None:
+        """As `AsyncStateStore.aset`."""
         if retention is not None:
             raise TypeError("state by scope keeps the retention that the task gave it: leave out retention")
         if value is None:
@@ -43,14 +45,15 @@ class UnsupervisedState:
         await backend._replace(self.scope, key, value)
 
     async def delete(self, key: str) -> None:
+        """As `AsyncStateStore.adelete`."""
         raise _no_rows("delete")
 
     async def clear(self) -> None:
+        """As `AsyncStateStore.aclear`."""
         raise _no_rows("clear")
 
-    async def update(
-        self, key: str, function: Callable[[JsonValue], JsonValue], default: JsonValue
-    ) -> JsonValue:
+    async def update(self, key: str, function: Callable[[JsonValue], JsonValue], default: JsonValue) -> JsonValue:
+        """As `AsyncStateStore.aupdate`."""
         backend = compat.own_worker_backend()
         return await backend._update(self.scope, key, _Existing(self.scope, key), function, default)
 

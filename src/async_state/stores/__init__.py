@@ -58,7 +58,12 @@ class Stores:
 
     async def names(self, base: str, connection: Connection, prefix: str, *, timeout: float) -> list[str]:
         """Return the names below ``base`` that begin with ``prefix``."""
-        return [name async for page in self._at(base, connection).list(prefix, timeout=timeout) for name in page]
+        pages = self._at(base, connection).entries(prefix, timeout=timeout)
+        return [entry.name async for page in pages for entry in page]
+
+    async def exists(self, base: str, connection: Connection, name: str, *, timeout: float) -> bool:
+        """Tell whether there is an object below ``base``."""
+        return await self._at(base, connection).head(name, timeout=timeout) is not None
 
     async def purge_names(self, base: str, connection: Connection, names: Iterable[str], *, timeout: float) -> None:
         """Delete objects below ``base``. As `purge.purge_names`."""

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import NamedTuple
 
 from async_state.errors import StoreError
-from async_state.stores.base import Tagged
+from async_state.stores.base import Details, Entry, Tagged
 
-_OBJECTS: dict[str, dict[str, bytes]] = {}
+_numbers = itertools.count()
+
+
+class _Object(NamedTuple):
+    body: bytes
+    details: Details
+
+
+_OBJECTS: dict[str, dict[str, _Object]] = {}
 
 
 class MemoryStore:
@@ -23,22 +34,24 @@ class MemoryStore:
         self._objects = _OBJECTS.setdefault(url, {})
 
     async def get(self, name: str, *, timeout: float) -> bytes | None:
-        return self._objects.get(name)
+        found = self._objects.get(name)
+        return found and found.body
 
     async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
-        self._objects[name] = body
+        entry = Entry(name, len(body), datetime.now(timezone.utc), str(next(_numbers)))
+        self._objects[name] = _Object(body, Details(entry, content_encoding, {}, ""))
 
     async def get_tagged(self, name: str, *, timeout: float) -> Tagged | None:
-        body = self._objects.get(name)
-        return None if body is None else Tagged(body, None)
+        found = self._objects.get(name)
+        return found and Tagged(found.body, found)
 
     async def put_if_unchanged(
         self, name: str, body: bytes, content_encoding: str, seen: Tagged | None, *, timeout: float
     ) -> bool:
-        # Nobody else runs on the I/O thread meanwhile, and a write makes another bytes object.
-        if self._objects.get(name) is not (seen.body if seen else None):
+        # Nobody else runs on the I/O thread meanwhile.
+        if self._objects.get(name) is not (seen.tag if seen else None):
             return False
-        self._objects[name] = body
+        await self.put(name, body, content_encoding, timeout=timeout)
         return True
 
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
@@ -46,10 +59,24 @@ class MemoryStore:
             self._objects.pop(name, None)
         return {}
 
-    async def list(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[str], None]:
-        found = sorted(name for name in self._objects if name.startswith(prefix))
+    async def entries(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[Entry], None]:
+        found = sorted(found.details.entry for name, found in self._objects.items() if name.startswith(prefix))
         for start in range(0, len(found), self.delete_limit):
             yield found[start : start + self.delete_limit]
+
+    async def head(self, name: str, *, timeout: float) -> Details | None:
+        found = self._objects.get(name)
+        return found and found.details
+
+    async def delete_unchanged(self, seen: Details, *, timeout: float) -> bool:
+        name = seen.entry.name
+        if name in self._objects and self._objects[name].details != seen:
+            return False
+        self._objects.pop(name, None)
+        return True
+
+    async def copy_from(self, base_url: str, name: str, *, timeout: float) -> bool:
+        return False
 
     async def aclose(self) -> None:
         """Nothing to release: the objects live as long as the process."""
