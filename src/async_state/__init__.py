@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from async_state.accessors import AsyncStateStore as AsyncStateStore
-    from async_state.backend import AsyncStateBackend as AsyncStateBackend
     from async_state.accessors import StateStore as StateStore
+    from async_state.backend import AsyncStateBackend as AsyncStateBackend
     from async_state.errors import AsyncStateError as AsyncStateError
     from async_state.errors import ConditionsError as ConditionsError
     from async_state.errors import ConfigurationError as ConfigurationError
