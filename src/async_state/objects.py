@@ -10,6 +10,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
+import anyio
+
 from async_state import codec, connection, iothread
 from async_state.connection import Connection
 from async_state.errors import ConfigurationError, CorruptObjectError, StoreCredentialsError, StoreTimeoutError
@@ -122,6 +124,10 @@ class Objects:
     async def purge_prefix(self, prefix: str, until: float) -> None:
         """Delete everything below ``prefix``. Errors as in `purge.purge_prefix`."""
         await self._hop(self._stores.purge_prefix, self._settings.url, prefix, until=until)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, for callers that block as well."""
+        await iothread.arun(anyio.sleep, seconds)
 
     async def aclose(self) -> None:
         """Close the connections of every store that was used, as soon as no operation uses them."""

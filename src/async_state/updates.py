@@ -9,6 +9,9 @@ every update:
    begins anew. No update is in the object by then: each is made after its row was seen.
 3. Where the row does refer to it, the function is applied, and the object is replaced if it still is what was read.
 
+A value elsewhere, in the row itself say, is moved to the object instead of emptying it. If the row is deleted at that
+moment, the value comes back, as with a plain ``set``: Airflow has no way to write a row on a condition.
+
 A writer that is killed between two steps leaves an object without a row, or an empty one, which is read as no value.
 """
 
@@ -19,8 +22,6 @@ import time
 from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
-
-import anyio
 
 from async_state import codec, iothread
 from async_state.errors import ConflictError, InvalidValueError
@@ -105,21 +106,20 @@ async def update(
             return value
         if written:
             await rows.refer()
-        elif not await _paused(conflicts, until):
-            break
+        else:
+            pause = _pause(conflicts)
+            if time.monotonic() + pause >= until:
+                break
+            await objects.pause(pause)
     raise ConflictError(
         f"could not update {name} within {timeout:g} s: others wrote it {conflicts + 1} times before this one did. "
         "Raise [async_state] timeout, or have fewer tasks update one key"
     )
 
 
-async def _paused(conflicts: int, until: float) -> bool:
-    """Wait for a moment, so that not all that met come back at once; return ``False`` if no time is left."""
-    pause = random.uniform(0, min(_FIRST_PAUSE * 2.0 ** min(conflicts, 16), _LONGEST_PAUSE))  # noqa: S311
-    if time.monotonic() + pause >= until:
-        return False
-    await iothread.arun(anyio.sleep, pause)
-    return True
+def _pause(conflicts: int) -> float:
+    """Return how many seconds to wait after a conflict: at random, so that not all that met come back at once."""
+    return random.uniform(0, min(_FIRST_PAUSE * 2.0 ** min(conflicts, 16), _LONGEST_PAUSE))  # noqa: S311
 
 
 async def _load(text: str) -> JsonValue:
