@@ -51,8 +51,8 @@ def _honours_overrides(
     @wraps(coroutine)
     async def method(self: AsyncStateBackend, *args: P.args, **kwargs: P.kwargs) -> T:
         if self._overrides(name[1:]) and not self._overrides(name):
-            found: T = await threads.call(partial(getattr(self, name[1:]), *args, **kwargs))
-            return found
+            override: Callable[[], T] = partial(getattr(self, name[1:]), *args, **kwargs)
+            return override() if iothread.blocks() else await threads.call(override)
         return await coroutine(self, *args, **kwargs)
 
     return method  # type: ignore[return-value]

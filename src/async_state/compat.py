@@ -138,11 +138,12 @@ def plain_task() -> Iterator[None]:
 
 
 async def call_hook(backend: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Await the backend's coroutine for the hook ``name``. Without one, call the hook itself in a thread."""
+    """Await the backend's coroutine for the hook ``name``. Without one, call the hook, in a thread beside a loop."""
     coroutine = getattr(backend, f"a{name}", None)
     if coroutine is not None:
         return await coroutine(*args, **kwargs)
-    return await anyio.to_thread.run_sync(partial(getattr(backend, name), *args, **kwargs))
+    hook = partial(getattr(backend, name), *args, **kwargs)
+    return hook() if iothread.blocks() else await anyio.to_thread.run_sync(hook)
 
 
 def is_scope(state: object) -> bool:
