@@ -80,7 +80,7 @@ class Writer:
         self._steps = self._run(objects, rows)
 
     async def _run(self, objects: Any, rows: Rows) -> None:
-        self.result = await updates.update(objects, "name", rows, lambda n: n + 1, 0, 60)  # type: ignore[operator]
+        self.result = await updates.update(objects, "name", rows, lambda n: n + 1, 0, 60)
 
     def step(self) -> bool:
         """Make one step, and return whether it was the last one."""

@@ -124,9 +124,7 @@ class AsyncStateStore:
         """
         await self._state.clear()
 
-    async def aupdate(
-        self, key: str, function: Callable[[JsonValue], JsonValue], default: JsonValue = None
-    ) -> JsonValue:
+    async def aupdate(self, key: str, function: Callable[[Any], JsonValue], default: JsonValue = None) -> JsonValue:
         """Replace the value of a key by what ``function`` makes of it, so that no update by another is lost.
 
         The value is read, and written only if nobody wrote it meanwhile; else all begins anew, until
@@ -240,7 +238,7 @@ class StateStore:
         """Blocking version of `AsyncStateStore.aclear`."""
         return iothread.run(self._state.aclear)
 
-    def update(self, key: str, function: Callable[[JsonValue], JsonValue], default: JsonValue = None) -> JsonValue:
+    def update(self, key: str, function: Callable[[Any], JsonValue], default: JsonValue = None) -> JsonValue:
         """Blocking version of `AsyncStateStore.aupdate`."""
         return iothread.run(self._state.aupdate, key, function, default)
 

@@ -346,7 +346,7 @@ class AsyncStateBackend(compat.StoreBackend):
         scope: StoreScope,
         key: str,
         rows: updates.Rows,
-        function: Callable[[JsonValue], JsonValue],
+        function: Callable[[Any], JsonValue],
         default: JsonValue,
     ) -> JsonValue:
         """Replace the key's value by what ``function`` makes of it. As `updates.update`."""

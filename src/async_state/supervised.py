@@ -67,7 +67,7 @@ class SupervisedState:
         if (backend := compat.worker_backend()) is not None:
             await compat.call_hook(backend, "clear", self.scope)
 
-    async def update(self, key: str, function: Callable[[JsonValue], JsonValue], default: JsonValue) -> JsonValue:
+    async def update(self, key: str, function: Callable[[Any], JsonValue], default: JsonValue) -> JsonValue:
         """As `AsyncStateStore.aupdate`."""
         backend = compat.own_worker_backend()
         return await backend._update(self.scope, key, _Row(self, key), function, default)

@@ -52,7 +52,7 @@ class UnsupervisedState:
         """As `AsyncStateStore.aclear`."""
         raise _no_rows("clear")
 
-    async def update(self, key: str, function: Callable[[JsonValue], JsonValue], default: JsonValue) -> JsonValue:
+    async def update(self, key: str, function: Callable[[Any], JsonValue], default: JsonValue) -> JsonValue:
         """As `AsyncStateStore.aupdate`."""
         backend = compat.own_worker_backend()
         return await backend._update(self.scope, key, _Existing(self.scope, key), function, default)

@@ -62,7 +62,7 @@ async def update(
     objects: Objects,
     name: str,
     rows: Rows,
-    function: Callable[[JsonValue], JsonValue],
+    function: Callable[[Any], JsonValue],
     default: JsonValue,
     timeout: float,
 ) -> JsonValue:

@@ -173,6 +173,10 @@ class Services:
         # Logs are read from disk here; the port to serve them at is the same for every Airflow on a machine.
         self._start(name, "triggerer", "--skip-serve-logs", extra=self.worker)
 
+    def kill(self, name: str) -> None:
+        """Kill a service with all its processes."""
+        _kill(self._processes.pop(name))
+
     def stop(self, name: str) -> int:
         """Send SIGTERM to a service, and return what it ended with.
 

@@ -1,4 +1,4 @@
-"""State that stays behind: see tests.deployment.test_sweep."""
+"""State that stays behind, that many write, and that a trigger keeps: see tests.deployment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from airflow.sdk import DAG, Asset, get_current_context, task
 from airflow.sdk.state import TaskScope
 
-from async_state import AsyncStateBackend
+from async_state import AsyncStateBackend, StateStore
+from async_state.example_dags.async_state_trigger import PagesOperator
 
 KEPT = Asset(name="kept", uri="s3://assets/kept")
 DROPPED = Asset(name="dropped", uri="s3://assets/dropped")
@@ -75,3 +76,19 @@ def rewrite(index: int) -> None:
 
 with DAG("orphans_busy", schedule=None):
     rewrite.expand(index=list(range(50)))
+
+
+COUNTED = Asset(name="counted", uri="s3://assets/counted")
+
+
+@task(outlets=[COUNTED])
+def count(index: int) -> None:
+    state = StateStore(get_current_context()["asset_state_store"][COUNTED])
+    state.update("count", lambda n: n + 1, default=0)
+
+
+with DAG("counting", schedule=None):
+    count.expand(index=list(range(50)))
+
+with DAG("deferring", schedule=None):
+    PagesOperator(task_id="pages", pages=20, seconds=0.5)
