@@ -21,7 +21,7 @@ import random
 import time
 from collections.abc import Callable
 from itertools import count
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from async_state import codec, iothread
 from async_state.errors import ConflictError, InvalidValueError

@@ -28,7 +28,7 @@ class PagesTrigger(BaseTrigger):
     """
 
     def __init__(self, pages: int, seconds: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.pages = pages
         self.seconds = seconds
 
