@@ -8,6 +8,7 @@ import datetime
 import enum
 import json
 import math
+import multiprocessing
 import secrets
 import threading
 from collections.abc import Callable
@@ -41,6 +42,38 @@ def test_contract_02_every_json_value_comes_back(value: Any, compression: str) -
 @given(st.text(), st.sampled_from(["none", "gzip", "zstd"]))
 def test_contract_01_any_text_comes_back_byte_for_byte(text: str, compression: str) -> None:
     assert codec.decode(codec.encode(text, compression)[0]) == text
+
+
+@given(json_values, st.sampled_from(["none", "gzip", "zstd"]))
+def test_an_ending_changes_no_value(value: Any, compression: str) -> None:
+    text = codec.dump(value)
+    body, _ = codec.encode(text, compression, codec.ending())
+    stored = codec.decode(body)
+    assert stored.startswith(text)
+    assert len(stored) == len(text) + 16
+    found = codec.load(stored)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("value", ["x" * 100_000, 10**4000, ["x" * 50] * 3_000, {"a": [[1.5]] * 20_000}, "x" * 65_534])
+async def test_an_ending_changes_no_large_value(value: Any) -> None:
+    body, _ = await codec.aencode(await codec.adump(value), "none", codec.ending())
+    assert await codec.aload(await codec.adecode(body)) == value
+    assert codec.load(codec.decode(body)) == value
+    assert json.loads(body) == value
+
+
+def test_endings_are_drawn_anew_also_in_forked_processes() -> None:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        drawn = pool.map(_endings, [200, 200], chunksize=1)
+    assert set("".join(drawn[0])) == set(" \t\n\r")
+    # By chance, two of 400 are the same once in 50,000 runs; generators that were forked would draw all of them twice.
+    assert len({*drawn[0], *drawn[1]}) >= 398
+
+
+def _endings(count: int) -> list[str]:
+    return [codec.ending() for _ in range(count)]
 
 
 class Colour(str, enum.Enum):

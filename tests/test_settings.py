@@ -18,7 +18,7 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.state import TaskScope
 
 from async_state import AsyncStateBackend, Settings, keys
-from async_state.errors import ConfigurationError
+from async_state.errors import ConfigurationError, UntrustedRefError
 from async_state.settings import default_url, options
 
 BUCKET = "s3://bucket/prefix"
@@ -43,6 +43,7 @@ def test_every_option_is_read_from_the_environment(monkeypatch: pytest.MonkeyPat
         "inline_threshold": "64",
         "on_missing": "raise",
         "trusted_urls": "s3://old/a, file:///var/lib/state",
+        "moved_urls": "s3://moved/a/,s3://moved/b",
         "endpoint_url": "http://localhost:9000",
         "region_name": "eu-central-1",
         "aws_conn_id": "aws_state",
@@ -63,6 +64,7 @@ def test_every_option_is_read_from_the_environment(monkeypatch: pytest.MonkeyPat
         inline_threshold=64,
         on_missing="raise",
         trusted_urls=("s3://old/a", "file:///var/lib/state"),
+        moved_urls=("s3://moved/a", "s3://moved/b"),
         endpoint_url="http://localhost:9000",
         region_name="eu-central-1",
         aws_conn_id="aws_state",
@@ -102,6 +104,7 @@ def test_what_is_unset_or_empty_has_its_default(monkeypatch: pytest.MonkeyPatch)
         ("url", "file://host/path", "absolute path"),
         ("url", "file:///", "absolute path"),
         ("trusted_urls", "s3://ok/a,nonsense", "'nonsense'"),
+        ("moved_urls", "s3://ok/a,nonsense", "'nonsense'"),
         ("max_concurrency", "0", "at least 1"),
         ("max_concurrency", "many", "'many'"),
         ("max_concurrency", "1.5", "'1.5'"),
@@ -153,6 +156,7 @@ def test_contract_25_a_bad_option_fails_in_the_constructor_with_its_full_name(
         ("url", "s3://[hunter2@bucket"),
         ("url", "KEY:hunter2@bucket"),
         ("trusted_urls", "s3://ok/a,s3://KEY:hunter2/b,c@bucket"),
+        ("moved_urls", "s3://ok/a,s3://KEY:hunter2/b,c@bucket"),
         ("trusted_urls", "s3://KEY:a hunter2@bucket"),
         ("endpoint_url", "https://admin:hunter2/ss@host"),
         ("endpoint_url", "https://admin:80/hunter2@host"),
@@ -409,3 +413,24 @@ class FixedConf:
 def test_airflow_knows_the_provider() -> None:
     providers = json.loads(airflow("providers", "list", "--output", "json"))
     assert any(p["package_name"] == "airflow-async-state" for p in providers)
+
+
+def test_a_url_is_trusted_or_moved() -> None:
+    with pytest.raises(ConfigurationError, match=r"\[async_state\] moved_urls: s3://old/a is in trusted_urls as well"):
+        Settings(url="s3://new", trusted_urls=("s3://old/b", "s3://old/a/"), moved_urls=("s3://old/a",))
+
+
+def test_url_is_not_moved() -> None:
+    """Whoever forgets to set url would go on reading the bucket that is about to be deleted."""
+    with pytest.raises(ConfigurationError, match=r"\[async_state\] moved_urls: holds url itself, s3://old/a"):
+        Settings(url="s3://old/a", moved_urls=("s3://old/a/",))
+
+
+def test_where_a_reference_leads() -> None:
+    name = "v1/task/dag/run/task/-1/worker/key"
+    settings = Settings(url="s3://new", trusted_urls=("s3://old/a",), moved_urls=("s3://old/b", "file:///c"))
+    located = [settings.locate(f"{base}/{name}")[0] for base in settings.bases]
+    assert located == ["s3://new", "s3://old/a", "s3://new", "s3://new"]
+    for ref in f"s3://elsewhere/{name}", f"s3://old/b/{name}/more", f"s3://old/{name}":
+        with pytest.raises(UntrustedRefError):
+            settings.locate(ref)

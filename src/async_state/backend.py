@@ -206,7 +206,7 @@ class AsyncStateBackend(compat.StoreBackend):
         names_of: dict[str, dict[str, None]] = {}
         for ref in refs:
             if keys.is_ref(ref):
-                base, name = keys.split_ref(ref, self._settings.bases)
+                base, name = self._settings.locate(ref)
                 names_of.setdefault(base, {})[name] = None
         for base, names in names_of.items():
             async with self._objects.operation() as until:
@@ -391,7 +391,7 @@ class AsyncStateBackend(compat.StoreBackend):
             if len(text) <= settings.inline_threshold:
                 return inline(value=value, key=key, scope=scope)
             try:
-                await self._objects.write(name, text, until)
+                await self._objects.write(name, text, until, codec.ending())
             except (StoreUnavailableError, StoreTimeoutError, StoreCredentialsError) as e:
                 if len(text) > settings.outage_inline_threshold:
                     raise
@@ -407,7 +407,7 @@ class AsyncStateBackend(compat.StoreBackend):
     async def _deserialize(self, stored: str) -> JsonValue:
         if not keys.is_ref(stored):
             return await _loaded(stored)
-        base, name = keys.split_ref(stored, self._settings.bases)
+        base, name = self._settings.locate(stored)
         async with self._objects.operation() as until:
             text = await self._objects.read(base, name, until)
         if text is not None:

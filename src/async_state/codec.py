@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import os
 import time
 import zlib
 from collections.abc import Generator, Iterator
@@ -27,6 +29,8 @@ MAX_BODY_BYTES: Final = MAX_TEXT_BYTES + MAX_TEXT_BYTES // 256
 #: How deep lists and dicts may be nested, on every thread and every version of Python.
 MAX_DEPTH: Final = chunked_json.MAX_DEPTH
 
+#: Each byte as four characters of JSON's whitespace.
+_WHITESPACE: Final = ["".join(characters) for characters in itertools.product(" \t\n\r", repeat=4)]
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _GZIP_WBITS: Final = 16 + zlib.MAX_WBITS
@@ -80,18 +84,30 @@ async def aload(text: str) -> Any:
         return await _afinish(chunked_json.decoding(text))
 
 
-def encode(text: str, compression: str) -> tuple[bytes, str]:
+def ending() -> str:
+    """Return 16 characters of whitespace, drawn at random for each write, with which a value's JSON text may end.
+
+    A store names a content by its ETag, and takes an equal content that was written later for the same. Without an
+    ending, whoever deletes an orphan on condition of its ETag would delete the same value that a task has set again
+    meanwhile. JSON allows whitespace behind a value, so every reader takes it.
+    """
+    # The kernel's, as forked processes would draw the same from a generator that they inherit.
+    return "".join([_WHITESPACE[byte] for byte in os.urandom(4)])
+
+
+def encode(text: str, compression: str, ending: str = "") -> tuple[bytes, str]:
     """Return a text as bytes, and the Content-Encoding under which they are stored (empty: none).
 
     Args:
         text: Any text; ``set`` stores byte for byte what Airflow hands over.
         compression: ``none``, ``gzip`` or ``zstd``.
+        ending: Follows the text.
 
     Raises:
         InvalidValueError: The text takes more than 256 MiB.
         ConfigurationError: The compression is ``zstd``, and the package ``zstandard`` is not installed.
     """
-    body = text.encode("utf-8", "surrogatepass")
+    body = text.encode("utf-8", "surrogatepass") + ending.encode()
     if len(body) > MAX_TEXT_BYTES:
         raise InvalidValueError(f"a state value may take at most {MAX_TEXT_BYTES} bytes of JSON, not {len(body)}")
     if compression == "gzip":
@@ -102,11 +118,11 @@ def encode(text: str, compression: str) -> tuple[bytes, str]:
     return body, ""
 
 
-async def aencode(text: str, compression: str) -> tuple[bytes, str]:
+async def aencode(text: str, compression: str, ending: str = "") -> tuple[bytes, str]:
     """Return a text as bytes, and their Content-Encoding; a large text is encoded on a thread. As `encode`."""
     if len(text) < _THREAD_BYTES:
-        return encode(text, compression)
-    return await threads.call(encode, text, compression)
+        return encode(text, compression, ending)
+    return await threads.call(encode, text, compression, ending)
 
 
 def decode(body: bytes) -> str:

@@ -79,14 +79,14 @@ class Objects:
                 return None
             return codec.decode(body) if iothread.blocks() else await codec.adecode(body)
 
-    async def write(self, name: str, text: str, until: float) -> None:
-        """Write the text below the settings' URL, compressed as they say.
+    async def write(self, name: str, text: str, until: float, ending: str = "") -> None:
+        """Write the text, and an ``ending`` behind it, below the settings' URL, compressed as they say.
 
         Raises:
             InvalidValueError: the text is too large.
             StoreError: the store failed.
         """
-        body, content_encoding = await self._packed(text)
+        body, content_encoding = await self._packed(text, ending)
         await self._hop(self._stores.put, self._settings.url, name, body, content_encoding, until=until)
 
     async def read_tagged(self, name: str, until: float) -> tuple[str, Tagged] | None:
@@ -105,7 +105,7 @@ class Objects:
             ConditionsError: The store can't tell.
             InvalidValueError, StoreError: As in `write`.
         """
-        body, content_encoding = await self._packed(text)
+        body, content_encoding = await self._packed(text, codec.ending())
         put = self._stores.put_if_unchanged
         return await self._hop(put, self._settings.url, name, body, content_encoding, seen, until=until)
 
@@ -144,11 +144,13 @@ class Objects:
                 raise
             return await iothread.arun(function, base, newer, *args, timeout=until - time.monotonic())
 
-    async def _packed(self, text: str) -> tuple[bytes, str]:
+    async def _packed(self, text: str, ending: str) -> tuple[bytes, str]:
         settings = self._settings
         # Exact only for ASCII, as JSON text from Airflow is; a threshold needs no more.
         compression = settings.compression if len(text) >= settings.compression_threshold else "none"
-        return codec.encode(text, compression) if iothread.blocks() else await codec.aencode(text, compression)
+        if iothread.blocks():
+            return codec.encode(text, compression, ending)
+        return await codec.aencode(text, compression, ending)
 
     async def _look_up(self) -> Connection:
         conn_id = str(self._settings.aws_conn_id)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
 
-from async_state import codec, misspelt, urls
+from async_state import codec, keys, misspelt, urls
 from async_state.errors import ConfigurationError
 from async_state.urls import default_url as default_url
 
@@ -178,6 +178,14 @@ class Settings:
         check=urls.check_bases,
         example="s3://old-bucket/state,file:///var/lib/airflow/async_state",
     )
+    moved_urls: tuple[str, ...] = _option(
+        (),
+        "Earlier values of url whose objects airflow async-state copy has copied below url, separated by commas. "
+        "References below them are read and purged below url, so that the old buckets can go. A URL is in trusted_urls "
+        "or here, not in both.",
+        check=urls.check_bases,
+        example="s3://old-bucket/state",
+    )
     endpoint_url: str | None = _option(
         None,
         "The URL of the store, where it is not AWS.",
@@ -222,11 +230,32 @@ class Settings:
             object.__setattr__(self, option.name, value)
         if self.sse_kms_key_id and not str(self.server_side_encryption).startswith("aws:kms"):
             raise _bad("sse_kms_key_id", f"needs [{SECTION}] server_side_encryption = aws:kms (or aws:kms:dsse)")
+        if self.url in self.moved_urls:
+            raise _bad("moved_urls", f"holds url itself, {self.url}: set url to where the objects have been copied")
+        for base in self.moved_urls:
+            if base in self.trusted_urls:
+                raise _bad(
+                    "moved_urls",
+                    f"{base} is in trusted_urls as well: remove it there if all of its objects have been copied below "
+                    "url, and otherwise here",
+                )
 
     @property
     def bases(self) -> tuple[str, ...]:
         """The base URLs below which references are trusted, the current one first."""
-        return (self.url, *self.trusted_urls)
+        return (self.url, *self.trusted_urls, *self.moved_urls)
+
+    def locate(self, ref: str) -> tuple[str, str]:
+        """Return the base URL below which the object of a reference lies, and the object's name.
+
+        Args:
+            ref: Untrusted input.
+
+        Raises:
+            UntrustedRefError: As in `keys.split_ref`.
+        """
+        base, name = keys.split_ref(ref, self.bases)
+        return (self.url if base in self.moved_urls else base), name
 
     @classmethod
     def from_conf(cls, conf: Any) -> Settings:

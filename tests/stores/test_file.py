@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -470,3 +471,71 @@ async def test_a_read_that_blocks_outlives_no_deadline(files: FileStore, root: P
                 await arun(files.get, NAME, timeout=0.05)
         await arun(files.put, f"{NAME}2", b"1", "")
     os.close(os.open(root / NAME, os.O_WRONLY))
+
+
+# Deleting what has not changed, while others write.
+
+
+async def test_a_file_that_is_written_between_a_comparison_and_its_deletion_stays(
+    files: FileStore, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await arun(files.put, NAME, b"old", "")
+    seen = await arun(files.head, NAME)
+    assert seen is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", disk.delay(Path.unlink))
+        deleting = asyncio.create_task(arun(files.delete_unchanged, seen))
+        await anyio.to_thread.run_sync(disk.reached.wait)
+    # A write that does not wait has replaced the file by now, and the deletion is of that one.
+    writing = asyncio.create_task(arun(files.put, NAME, b"new", ""))
+    await asyncio.wait([writing], timeout=0.3)
+    disk.answers.set()
+    assert await deleting
+    await writing
+    assert await arun(files.get, NAME) == b"new"
+
+
+async def test_a_file_system_that_can_not_lock_directories(files: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    await arun(files.put, NAME, b"1", "")
+    seen = await arun(files.head, NAME)
+    assert seen is not None
+    await arun(files.put, NAME, b"1", "")
+    assert not await arun(files.delete_unchanged, seen)
+    seen = await arun(files.head, NAME)
+    assert seen is not None
+    assert await arun(files.delete_unchanged, seen)
+    assert await arun(files.head, NAME) is None
+
+
+async def test_a_deletion_of_what_was_seen_leaves_no_directory_behind(files: FileStore, root: Path) -> None:
+    await arun(files.put, NAME, b"1", "")
+    seen = await arun(files.head, NAME)
+    assert seen is not None
+    assert await arun(files.delete_unchanged, seen)
+    assert list(root.iterdir()) == []
+    assert await arun(files.delete_unchanged, seen)
+
+
+async def test_links_and_temporary_files_are_listed_and_not_followed(
+    files: FileStore, root: Path, tmp_path: Path
+) -> None:
+    await arun(files.put, NAME, b"1", "")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_bytes(b"1234567")
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    (root / NAME).with_name("link").symlink_to(tmp_path / "elsewhere" / "file")
+    (root / "v1" / ".~left").write_bytes(b"12")
+
+    async def listed() -> dict[str, int]:
+        pages = [page async for page in files.entries("", timeout=20)]
+        return {entry.name: entry.size for page in pages for entry in page}
+
+    found = await iothread.arun(listed)
+    assert set(found) == {"link", f"{PREFIX}worker/link", "v1/.~left", NAME}
+    assert (found[NAME], found["v1/.~left"]) == (1, 2)
+    with pytest.raises(StoreError):
+        await arun(files.head, f"{PREFIX}worker/link")

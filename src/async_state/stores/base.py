@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import zlib
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import anyio
 
 from async_state.errors import StoreError, StoreTimeoutError
+
+#: The metadata in which a store that keeps metadata has an object's `checksum`.
+CHECKSUM: Final = "crc32"
 
 
 class Entry(NamedTuple):
@@ -135,6 +139,11 @@ class Store(Protocol):
 
     async def aclose(self) -> None:
         """Release connections. The store may be used again afterwards, and opens them anew."""
+
+
+def checksum(body: bytes) -> str:
+    """Return the checksum of an object's content."""
+    return f"{zlib.crc32(body):08x}"
 
 
 @contextlib.contextmanager

@@ -143,7 +143,6 @@ class Measuring(BaseEventTrigger):
         for i in range(1_000_000):
             await store.aset("endless", i)
 
-
     async def use_what_is_ours(self, accessor: Any, ticker: Ticker, told: dict[str, Any]) -> None:
         state = AsyncStateStore(accessor)
         async with ticker.observed(told, "updates"):

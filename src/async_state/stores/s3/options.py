@@ -81,6 +81,11 @@ class S3Options:
         """Return the URL of the object ``name``, as references and messages have it."""
         return f"s3://{self.bucket}/{self.prefix}{name}"
 
+    def put_arguments_of(self, content_encoding: str) -> dict[str, str]:
+        """Return the arguments of a PutObject, but for the object and its metadata."""
+        encoded = {"ContentEncoding": content_encoding} if content_encoding else {}
+        return {"ContentType": "application/json", **dict(self.put_arguments), **encoded}
+
     @property
     def connect_timeout(self) -> float:
         """Seconds that making a connection may take."""

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import secrets
-import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import anyio
 
 from async_state import iothread
-from async_state.errors import ConditionsError, CorruptObjectError, StoreError
-from async_state.stores.base import Details, Entry, Tagged
+from async_state.errors import CorruptObjectError, StoreError
+from async_state.stores.base import CHECKSUM, Details, Entry, Tagged, checksum
 from async_state.stores.s3 import commands
 from async_state.stores.s3.bucket import Bucket, open_bucket
 from async_state.stores.s3.client import Client
+from async_state.stores.s3.conditions import Conditions
 from async_state.stores.s3.direct import NotSignedError
 from async_state.stores.s3.errors import (
-    is_conflict,
     is_not_implemented,
     is_of_certificates,
     is_of_credentials,
@@ -35,13 +33,6 @@ from async_state.stores.s3.retry import until
 
 T = TypeVar("T")
 
-_CHECKSUM: Final = "crc32"
-#: Metadata of an object that was updated: the latest updates of it, by random numbers, the last one first.
-_WRITERS: Final = "updates"
-_KEPT_WRITERS: Final = 64
-#: No content has it.
-_NO_ETAG: Final = '"00000000000000000000000000000000"'
-
 
 class S3Store:
     """Objects of one bucket, below one prefix. Making it opens nothing."""
@@ -52,7 +43,7 @@ class S3Store:
     def __init__(self, options: S3Options) -> None:
         self._options = options
         self._has_delete_many = True
-        self._has_conditions = False
+        self._conditions = Conditions(options)
 
     async def get(self, name: str, *, timeout: float) -> bytes | None:
         found = await self._get(name, timeout)
@@ -71,40 +62,19 @@ class S3Store:
             if found is None:
                 return None
             # Written by `put`; an object that someone else has put there has none.
-            if found.metadata.get(_CHECKSUM) in (None, _crc32(found.body)):
+            if found.metadata.get(CHECKSUM) in (None, checksum(found.body)):
                 return found
         raise CorruptObjectError("its content does not match the checksum it was written with")
 
     async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
-        key, arguments = self._options.prefix + name, self._put_arguments(content_encoding)
-        metadata = {_CHECKSUM: _crc32(body)}
+        key, arguments = self._options.prefix + name, self._options.put_arguments_of(content_encoding)
+        metadata = {CHECKSUM: checksum(body)}
         await self._run("put", name, lambda s3: s3.put(key, body, arguments, metadata), timeout)
 
     async def put_if_unchanged(
         self, name: str, body: bytes, content_encoding: str, seen: Tagged | None, *, timeout: float
     ) -> bool:
-        ends = anyio.current_time() + timeout
-        await self._check_conditions(timeout)
-        key, arguments = self._options.prefix + name, self._put_arguments(content_encoding)
-        arguments |= {"IfMatch": seen.tag.etag} if seen else {"IfNoneMatch": "*"}
-        writers = [secrets.token_hex(4), *(_writers(seen.tag) if seen else ())]
-        metadata = {_CHECKSUM: _crc32(body), _WRITERS: ",".join(writers[:_KEPT_WRITERS])}
-
-        async def put(s3: Operations) -> bool | None:
-            try:
-                await s3.put(key, body, arguments, metadata)
-            except S3Error as e:
-                if not is_conflict(e):
-                    raise
-                # An attempt whose answer was lost may have been carried out.
-                return False if attempts.get().sent == 1 else None
-            return True
-
-        written = await self._run("put", name, put, ends - anyio.current_time())
-        if written is None:
-            found = await self._get(name, ends - anyio.current_time())
-            written = found is not None and writers[0] in _writers(found)
-        return written
+        return await self._conditions.put(self._run, name, body, content_encoding, seen and seen.tag, timeout)
 
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         if len(names) == 1:
@@ -147,49 +117,6 @@ class S3Store:
 
     async def aclose(self) -> None:
         await iothread.release(self)
-
-    def _put_arguments(self, content_encoding: str) -> dict[str, str]:
-        arguments = {"ContentType": "application/json", **dict(self._options.put_arguments)}
-        if content_encoding:
-            arguments["ContentEncoding"] = content_encoding
-        return arguments
-
-    async def _check_conditions(self, timeout: float) -> None:
-        """Ask the store, once for this object, whether it obeys the conditions of a write.
-
-        Raises:
-            ConditionsError: It does not.
-        """
-        if self._has_conditions:
-            return
-        ends = anyio.current_time() + timeout
-        name = f"v1/check/{secrets.token_hex(16)}"
-        key, arguments = self._options.prefix + name, self._put_arguments("")
-
-        async def refuses(condition: dict[str, str]) -> bool:
-            async def put(s3: Operations) -> bool:
-                try:
-                    await s3.put(key, b"null", arguments | condition, {})
-                except S3Error as e:
-                    if not is_conflict(e):
-                        raise
-                    return True
-                return False
-
-            return await self._run("put", name, put, ends - anyio.current_time())
-
-        await self._run("put", name, lambda s3: s3.put(key, b"null", arguments, {}), ends - anyio.current_time())
-        try:
-            obeys = await refuses({"IfNoneMatch": "*"}) and await refuses({"IfMatch": _NO_ETAG})
-        finally:
-            await self._delete_one(name, ends - anyio.current_time())
-        if not obeys:
-            raise ConditionsError(
-                f"the store of {self._options.url('')} ({self._options.where}) ignores If-Match or If-None-Match, so "
-                "that two writers at once would overwrite each other: update needs a store that obeys them, such as "
-                "AWS S3, MinIO, Ceph, R2 or SeaweedFS"
-            )
-        self._has_conditions = True
 
     async def _delete_one(self, name: str, timeout: float) -> None:
         key = self._options.prefix + name
@@ -330,14 +257,6 @@ def _deadline(seconds: float, made: Attempts) -> Iterator[float]:
         if made.last is None or is_timeout(made.last):
             raise TimeoutError(f"no answer within {round(seconds, 2):g} s")
         raise made.last
-
-
-def _writers(found: Object) -> list[str]:
-    return [number for number in found.metadata.get(_WRITERS, "").split(",") if number]
-
-
-def _crc32(body: bytes) -> str:
-    return f"{zlib.crc32(body):08x}"
 
 
 class _NoDeleteManyError(StoreError):
