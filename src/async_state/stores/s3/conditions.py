@@ -38,14 +38,10 @@ class Conditions:
 
     Args:
         options: The store's.
-        run: Sends an operation until it succeeds or the time is over.
-        get: Returns an object.
     """
 
-    def __init__(self, options: S3Options, run: _Run, get: Callable[[str, float], Awaitable[Object | None]]) -> None:
+    def __init__(self, options: S3Options) -> None:
         self._options = options
-        self._run = run
-        self._get = get
         self._are_obeyed = False
 
     async def put(
