@@ -20,7 +20,10 @@ MUTANTS_VENV ?= .venv-mutants
 # In their order, as those of whole Airflows come first then, and not alone at the end.
 PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-clients test-next test-floor mutants lint bench bench-quick clean
+# They take minutes, and need more packages.
+LEFT_OUT = --ignore tests/clients --ignore tests/deployment
+
+.PHONY: demo test test-clients test-deployment test-next test-floor mutants lint bench bench-quick clean
 
 # Runs the proposal's DAGs in a real Airflow and shows what is stored where.
 demo: $(VENV)/installed
@@ -29,16 +32,22 @@ demo: $(VENV)/installed
 # Types, style, and every test. One test alone takes seconds:
 # .venv/bin/python -m pytest tests/stores/s3/test_s3.py -k takes_one_request
 test: lint
-	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/clients
+	$(BIN)/python -m pytest $(PARALLEL) $(LEFT_OUT)
 
 # Operators and a trigger of others, killed and in outages, two of them for more than a minute.
 test-clients: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --group clients
 	OUTAGES_LONG=1 $(BIN)/python -m pytest $(PARALLEL) tests/clients
 
+# Whole deployments: LocalExecutor on SQLite, and CeleryExecutor with Redis, PostgreSQL and SeaweedFS where Debian's
+# redis-server and postgresql are installed. Ten minutes.
+test-deployment: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --group deployment
+	$(BIN)/python -m pytest tests/deployment
+
 # Every test on the next Airflow, which needs Python 3.11 or later.
 test-next: $(NEXT_VENV)/installed
-	$(NEXT_VENV)/bin/python -m pytest $(PARALLEL) --ignore tests/clients
+	$(NEXT_VENV)/bin/python -m pytest $(PARALLEL) $(LEFT_OUT)
 
 # The tests of S3 and of the contract on the lowest versions.
 test-floor: $(FLOOR_VENV)/installed

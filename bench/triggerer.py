@@ -86,9 +86,9 @@ def _wait_for_events(services: Services, count: int) -> None:
 
 def show(name: str, told: dict[str, Any], printed: str, ended: int, stopped: float) -> None:
     """Print a row of the table."""
-    phases = ("idle", "supervisor", "first use", "afterwards", "gathered")
+    phases = ("idle", "supervisor", "first use", "afterwards", "gathered", "updates", "by scope")
     gaps = "".join(f" {told[phase]['gap']:10.1f}" if phase in told else f"{'-':>11}" for phase in phases)
-    walls = "".join(f" {told[phase]['wall'] / 1000:10.2f}" if phase in told else f"{'-':>11}" for phase in phases[3:])
+    walls = "".join(f" {told[phase]['wall'] / 1000:10.2f}" if phase in told else f"{'-':>11}" for phase in phases[3:5])
     gc = max(told[phase]["gc"] for phase in phases if phase in told)
     print(f"{name:18}{gaps}{walls} {gc:6.1f} {printed.count(BLOCKED):8} {ended:5} {stopped:7.2f}", flush=True)
     for key in "failed at first", "failed":
@@ -103,7 +103,7 @@ def main(delay_ms: float, rounds: int) -> None:
     if importlib.util.find_spec("s3fs"):
         backends["common-io"] = COMMON_IO
     print(f"{delay_ms:g} ms a request, {rounds} rounds of aset, aget, adelete; gaps of the loop in ms, walls in s")
-    columns = ("gap: idle", "supervisor", "first use", "afterwards", "8 gathered", "wall: all", "8 gathered")
+    columns = ("gap: idle", "supervisor", "first use", "afterwards", "8 gathered", "updates", "by scope", "wall: all", "8 gathered")
     titles = "".join(f" {column:>10}" for column in columns)
     print(f"{'backend, triggerer':18}{titles} {'gc':>6} {'blocked':>8} {'exit':>5} {'stop':>7}")
     with fake_s3(["state"]) as s3, tempfile.TemporaryDirectory() as home:

@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint
 
 from async_state.errors import PurgeError, StoreError, StoreUnavailableError
 from async_state.purge import purge_names, purge_prefix
-from async_state.stores.base import Details, Entry, Store
+from async_state.stores.base import Details, Entry, Store, Tagged
 
 pytestmark = pytest.mark.anyio
 
@@ -59,6 +59,14 @@ class CountingStore:
         raise NotImplementedError
 
     async def put(self, name: str, body: bytes, content_encoding: str, **_: object) -> None:
+        raise NotImplementedError
+
+    async def get_tagged(self, name: str, **_: object) -> Tagged | None:
+        raise NotImplementedError
+
+    async def put_if_unchanged(
+        self, name: str, body: bytes, content_encoding: str, seen: Tagged | None, **_: object
+    ) -> bool:
         raise NotImplementedError
 
     async def delete(self, names: Sequence[str], **_: object) -> Mapping[str, StoreError]:

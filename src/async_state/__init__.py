@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from async_state.accessors import AsyncStateStore as AsyncStateStore
+    from async_state.accessors import StateStore as StateStore
     from async_state.backend import AsyncStateBackend as AsyncStateBackend
     from async_state.errors import AsyncStateError as AsyncStateError
+    from async_state.errors import ConditionsError as ConditionsError
     from async_state.errors import ConfigurationError as ConfigurationError
+    from async_state.errors import ConflictError as ConflictError
     from async_state.errors import CorruptObjectError as CorruptObjectError
     from async_state.errors import InvalidKeyError as InvalidKeyError
     from async_state.errors import InvalidScopeError as InvalidScopeError
     from async_state.errors import InvalidValueError as InvalidValueError
+    from async_state.errors import MissingKeyError as MissingKeyError
     from async_state.errors import MissingObjectError as MissingObjectError
     from async_state.errors import PurgeError as PurgeError
     from async_state.errors import StoreAccessError as StoreAccessError
@@ -28,19 +32,25 @@ if TYPE_CHECKING:
     from async_state.errors import StoreUnavailableError as StoreUnavailableError
     from async_state.errors import UntrustedRefError as UntrustedRefError
     from async_state.settings import Settings as Settings
+    from async_state.triggers import task_state as task_state
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncStateBackend",
     "AsyncStateStore",
+    "StateStore",
+    "task_state",
     "Settings",
     "AsyncStateError",
+    "ConditionsError",
     "ConfigurationError",
+    "ConflictError",
     "CorruptObjectError",
     "InvalidKeyError",
     "InvalidScopeError",
     "InvalidValueError",
+    "MissingKeyError",
     "MissingObjectError",
     "PurgeError",
     "StoreAccessError",
@@ -54,7 +64,13 @@ __all__ = [
 
 # A module is imported when one of its names is asked for: every process that loads Airflow's plugins imports this
 # package, whether it uses the backend or not.
-_MODULES = {"AsyncStateBackend": "backend", "AsyncStateStore": "accessors", "Settings": "settings"}
+_MODULES = {
+    "AsyncStateBackend": "backend",
+    "AsyncStateStore": "accessors",
+    "StateStore": "accessors",
+    "Settings": "settings",
+    "task_state": "triggers",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from async_state import codec, compat, iothread, keys, threads
+from async_state import codec, compat, iothread, keys, threads, updates
 from async_state.errors import (
     MissingObjectError,
     StoreCredentialsError,
@@ -51,8 +51,8 @@ def _honours_overrides(
     @wraps(coroutine)
     async def method(self: AsyncStateBackend, *args: P.args, **kwargs: P.kwargs) -> T:
         if self._overrides(name[1:]) and not self._overrides(name):
-            found: T = await threads.call(partial(getattr(self, name[1:]), *args, **kwargs))
-            return found
+            override: Callable[[], T] = partial(getattr(self, name[1:]), *args, **kwargs)
+            return override() if iothread.blocks() else await threads.call(override)
         return await coroutine(self, *args, **kwargs)
 
     return method  # type: ignore[return-value]
@@ -284,6 +284,86 @@ class AsyncStateBackend(compat.StoreBackend):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    # For `accessors.AsyncStateStore`: a worker's objects by scope and key.
+
+    def _ref(self, scope: StoreScope, key: str) -> str:
+        """Return the reference to the object of a key."""
+        return keys.make_ref(self._settings.url, keys.object_name(scope, key, Side.WORKER))
+
+    async def _exists(self, scope: StoreScope, key: str) -> bool:
+        """Tell whether the key has an object."""
+        async with self._objects.operation() as until:
+            return await self._objects.exists(keys.object_name(scope, key, Side.WORKER), until)
+
+    async def _read(self, scope: StoreScope, key: str) -> JsonValue:
+        """Return the value of the key's object, or ``None`` if there is none."""
+        _, deserialize = self._hooks(scope)
+        if self._overrides(deserialize) or self._overrides(f"a{deserialize}"):
+            if not await self._exists(scope, key):
+                return None
+            value: JsonValue = await getattr(self, f"a{deserialize}")(self._ref(scope, key))
+            return value
+        async with self._objects.operation() as until:
+            name = keys.object_name(scope, key, Side.WORKER)
+            text = await self._objects.read(self._settings.url, name, until)
+        if text is None:
+            return None
+        with naming(self._ref(scope, key)):
+            return await _loaded(text)
+
+    async def _replace(self, scope: StoreScope, key: str, value: JsonValue) -> None:
+        """Write the key's object, to which its row refers already, so that the value never stays inline."""
+        serialize, _ = self._hooks(scope)
+        if self._overrides(serialize) or self._overrides(f"a{serialize}"):
+            stored = await getattr(self, f"a{serialize}")(value=value, key=key, scope=scope)
+            if stored != self._ref(scope, key):
+                raise StoreError(
+                    f"{type(self).__name__} keeps the value of {self._ref(scope, key)} elsewhere than in its object, "
+                    "where state by scope can't replace it: set the key in the task"
+                )
+            return
+        async with self._objects.operation() as until:
+            text = codec.dump(value) if iothread.blocks() else await codec.adump(value)
+            await self._objects.write(keys.object_name(scope, key, Side.WORKER), text, until)
+
+    async def _keys(self, scope: StoreScope) -> list[str]:
+        """Return the keys that have an object, in the order of their names."""
+        async with self._objects.operation() as until:
+            names = await self._objects.names(f"{keys.scope_prefix(scope)}{Side.WORKER.value}/", until)
+        # A "~" in a name follows the beginning of a key whose rest is a hash.
+        whole = [name for name in names if "~" not in name.rpartition("/")[2]]
+        if len(whole) < len(names):
+            log.warning(
+                "%d keys of %r are so long that their objects' names have a hash of them only: they are not listed",
+                len(names) - len(whole),
+                scope,
+            )
+        return [place.key for name in whole if (place := keys.parse_name(name)) is not None]
+
+    async def _update(
+        self,
+        scope: StoreScope,
+        key: str,
+        rows: updates.Rows,
+        function: Callable[[Any], JsonValue],
+        default: JsonValue,
+    ) -> JsonValue:
+        """Replace the key's value by what ``function`` makes of it. As `updates.update`."""
+        for hook in self._hooks(scope):
+            if self._overrides(hook) or self._overrides(f"a{hook}"):
+                raise StoreError(
+                    f"{type(self).__name__} overrides {hook}, so that update does not know how it stores values: use "
+                    "get and set, with one writer at a time"
+                )
+        name = keys.object_name(scope, key, Side.WORKER)
+        return await updates.update(self._objects, name, rows, function, default, self._settings.timeout)
+
+    @staticmethod
+    def _hooks(scope: StoreScope) -> tuple[str, str]:
+        """Return the names of the hooks that store and read the scope's values."""
+        kind = "task" if hasattr(scope, "task_id") else "asset"
+        return f"serialize_{kind}_state_store_to_ref", f"deserialize_{kind}_state_store_from_ref"
 
     # On the caller's side of the hop.
 

@@ -6,15 +6,22 @@ the public interface.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio.to_thread
-from airflow.sdk.state import AssetScope, BaseStoreBackend
+from airflow.sdk.state import AssetScope, BaseStoreBackend, TaskScope
+
+from async_state import iothread
+from async_state.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from async_state.backend import AsyncStateBackend
+
     StoreBackend = BaseStoreBackend
 else:
     # The API server requires a subclass of airflow-core's own copy of the class. A worker may have no airflow-core.
@@ -29,6 +36,8 @@ else:
 
 #: The SDK wraps a reference in a dict with this key before it sends the reference to the database.
 REF_MARKER: Final = "__airflow_state_ref__"
+
+_in_plain_task: ContextVar[bool] = ContextVar("async_state_in_plain_task", default=False)
 
 _ACCESSORS: Final = ("TaskStateStoreAccessor", "AssetStateStoreAccessor", "AssetStateStoreAccessors")
 
@@ -77,6 +86,24 @@ def worker_backend() -> Any:
     return _get_worker_state_store_backend()
 
 
+def own_worker_backend() -> AsyncStateBackend:
+    """Return the worker's state-store backend if it is this package's.
+
+    Raises:
+        ConfigurationError: It is another one, or there is none.
+    """
+    from async_state.backend import AsyncStateBackend
+
+    backend = worker_backend()
+    if isinstance(backend, AsyncStateBackend):
+        return backend
+    found = "is not set" if backend is None else f"is {type(backend).__module__}.{type(backend).__name__}"
+    raise ConfigurationError(
+        f"[workers] state_store_backend {found}: for state by scope, for keys and for update, it must be "
+        "async_state.AsyncStateBackend, in this component as well"
+    )
+
+
 def supervisor() -> Any:
     """Return this process's channel to its supervisor."""
     from airflow.sdk.execution_time import task_runner
@@ -88,19 +115,46 @@ async def ask(message: Any) -> Any:
     """Send the message to the supervisor and return the response."""
     channel = supervisor()
     asend = getattr(channel, "asend", None)
-    if asend is not None:
-        return await asend(message)
-    # The in-process supervisor of `dag.test()` has `send` alone. It is not called in a thread: while it works, it
-    # removes itself from `task_runner`, and whatever else runs on this loop meanwhile would find no supervisor.
-    return channel.send(message)
+    if asend is None or iothread.blocks():
+        # The in-process supervisor of `dag.test()` has `send` alone. It is not called in a thread: while it works, it
+        # removes itself from `task_runner`, and whatever else runs on this loop meanwhile would find no supervisor.
+        return channel.send(message)
+    if _in_plain_task.get():
+        return await anyio.to_thread.run_sync(channel.send, message)
+    return await asend(message)
+
+
+@contextlib.contextmanager
+def plain_task() -> Iterator[None]:
+    """Have `ask` leave the channel's ``asend`` alone in the block, which runs on an event loop that ends with it.
+
+    The channel has an asyncio lock, which belongs to the first event loop that has to wait for it.
+    """
+    token = _in_plain_task.set(True)
+    try:
+        yield
+    finally:
+        _in_plain_task.reset(token)
 
 
 async def call_hook(backend: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Await the backend's coroutine for the hook ``name``. Without one, call the hook itself in a thread."""
+    """Await the backend's coroutine for the hook ``name``. Without one, call the hook, in a thread beside a loop."""
     coroutine = getattr(backend, f"a{name}", None)
     if coroutine is not None:
         return await coroutine(*args, **kwargs)
-    return await anyio.to_thread.run_sync(partial(getattr(backend, name), *args, **kwargs))
+    hook = partial(getattr(backend, name), *args, **kwargs)
+    return hook() if iothread.blocks() else await anyio.to_thread.run_sync(hook)
+
+
+def is_scope(state: object) -> bool:
+    """Tell a scope from an accessor."""
+    return isinstance(state, TaskScope | AssetScope)
+
+
+def task_scope(*, dag_id: str, run_id: str, task_id: str, map_index: int, region_id: Any = None) -> TaskScope:
+    """Return the scope of a task; ``region_id`` is part of it from task-sdk 1.4 on."""
+    more = {} if region_id is None else {"region_id": region_id}
+    return TaskScope(dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index, **more)
 
 
 def state_of(accessor: Any) -> TaskState | AssetState:

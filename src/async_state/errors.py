@@ -51,6 +51,10 @@ class MissingObjectError(AsyncStateError, LookupError):
     """The reference's object is gone and ``[async_state] on_missing`` is ``raise``."""
 
 
+class MissingKeyError(AsyncStateError, LookupError):
+    """State by scope has no such key, and only a task can make one."""
+
+
 class StoreError(AsyncStateError, OSError):
     """The object store refused or failed an operation."""
 
@@ -69,6 +73,14 @@ class StoreUnavailableError(StoreError, ConnectionError):
 
 class StoreTimeoutError(StoreError, TimeoutError):
     """The operation did not end within ``[async_state] timeout``."""
+
+
+class ConditionsError(StoreError):
+    """The object store ignores the conditions of a write, so that nothing can be updated atomically in it."""
+
+
+class ConflictError(StoreError):
+    """Others wrote the key again and again until ``[async_state] timeout``, so that an update never came to write."""
 
 
 class PurgeError(StoreError):

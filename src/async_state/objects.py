@@ -10,12 +10,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
+import anyio
+
 from async_state import codec, connection, iothread
 from async_state.connection import Connection
 from async_state.errors import ConfigurationError, CorruptObjectError, StoreCredentialsError, StoreTimeoutError
 from async_state.limiter import Limiter
 from async_state.settings import Settings
-from async_state.stores import Stores
+from async_state.stores import Stores, Tagged
 
 T = TypeVar("T")
 
@@ -84,14 +86,36 @@ class Objects:
             InvalidValueError: the text is too large.
             StoreError: the store failed.
         """
-        settings = self._settings
-        # Exact only for ASCII, as JSON text from Airflow is; a threshold needs no more.
-        compression = settings.compression if len(text) >= settings.compression_threshold else "none"
-        if iothread.blocks():
-            body, content_encoding = codec.encode(text, compression, ending)
-        else:
-            body, content_encoding = await codec.aencode(text, compression, ending)
-        await self._hop(self._stores.put, settings.url, name, body, content_encoding, until=until)
+        body, content_encoding = await self._packed(text, ending)
+        await self._hop(self._stores.put, self._settings.url, name, body, content_encoding, until=until)
+
+    async def read_tagged(self, name: str, until: float) -> tuple[str, Tagged] | None:
+        """Return the text of an object below the settings' URL, and what `write_if_unchanged` takes. As `read`."""
+        url = self._settings.url
+        with naming(f"{url}/{name}"):
+            found = await self._hop(self._stores.get_tagged, url, name, until=until)
+            if found is None:
+                return None
+            return codec.decode(found.body) if iothread.blocks() else await codec.adecode(found.body), found
+
+    async def write_if_unchanged(self, name: str, text: str, seen: Tagged | None, until: float) -> bool:
+        """Write the text below the settings' URL if the object is as it was ``seen``; tell whether it was written.
+
+        Raises:
+            ConditionsError: The store can't tell.
+            InvalidValueError, StoreError: As in `write`.
+        """
+        body, content_encoding = await self._packed(text, codec.ending())
+        put = self._stores.put_if_unchanged
+        return await self._hop(put, self._settings.url, name, body, content_encoding, seen, until=until)
+
+    async def exists(self, name: str, until: float) -> bool:
+        """Tell whether there is an object below the settings' URL."""
+        return await self._hop(self._stores.exists, self._settings.url, name, until=until)
+
+    async def names(self, prefix: str, until: float) -> list[str]:
+        """Return the names below the settings' URL that begin with ``prefix``."""
+        return await self._hop(self._stores.names, self._settings.url, prefix, until=until)
 
     async def purge_names(self, base: str, names: Iterable[str], until: float) -> None:
         """Delete the named objects below ``base``. Errors as in `purge.purge_names`."""
@@ -100,6 +124,10 @@ class Objects:
     async def purge_prefix(self, prefix: str, until: float) -> None:
         """Delete everything below ``prefix``. Errors as in `purge.purge_prefix`."""
         await self._hop(self._stores.purge_prefix, self._settings.url, prefix, until=until)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, for callers that block as well."""
+        await iothread.arun(anyio.sleep, seconds)
 
     async def aclose(self) -> None:
         """Close the connections of every store that was used, as soon as no operation uses them."""
@@ -115,6 +143,14 @@ class Objects:
             if newer is None:
                 raise
             return await iothread.arun(function, base, newer, *args, timeout=until - time.monotonic())
+
+    async def _packed(self, text: str, ending: str) -> tuple[bytes, str]:
+        settings = self._settings
+        # Exact only for ASCII, as JSON text from Airflow is; a threshold needs no more.
+        compression = settings.compression if len(text) >= settings.compression_threshold else "none"
+        if iothread.blocks():
+            return codec.encode(text, compression, ending)
+        return await codec.aencode(text, compression, ending)
 
     async def _look_up(self) -> Connection:
         conn_id = str(self._settings.aws_conn_id)

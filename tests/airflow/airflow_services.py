@@ -143,10 +143,39 @@ class Services:
             self._stop()
             self._api.close()
 
+    def start(self, name: str, *arguments: str) -> None:
+        """Start another service: ``airflow`` with these arguments, in a worker's environment."""
+        self._start(name, *arguments, extra=self.worker)
+
+    def command(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run ``python`` with these arguments to its end, in the common environment."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=self._environment | options.pop("extra", {}),
+            cwd=self.home,
+            check=False,
+            capture_output=True,
+            text=True,
+            **options,
+        )
+
+    def send(self, method: str, path: str, **options: Any) -> Any:
+        """Send a request to the public REST API, below ``/api/v2``."""
+        return self._api.request(method, f"/api/v2/{path}", **options).raise_for_status()
+
+    @property
+    def api(self) -> httpx.Client:
+        """The client of the REST API, with a token."""
+        return self._api
+
     def start_triggerer(self, name: str) -> None:
         """Start a triggerer. What it prints is in a file of that name."""
         # Logs are read from disk here; the port to serve them at is the same for every Airflow on a machine.
         self._start(name, "triggerer", "--skip-serve-logs", extra=self.worker)
+
+    def kill(self, name: str) -> None:
+        """Kill a service with all its processes."""
+        _kill(self._processes.pop(name))
 
     def stop(self, name: str) -> int:
         """Send SIGTERM to a service, and return what it ended with.

@@ -165,7 +165,7 @@ async def test_an_asset_is_asked_for_by_what_it_is_known_by(
     supervisor: Supervisor, accessor: Any, by: dict[str, str], scope: dict[str, Any]
 ) -> None:
     state = AsyncStateStore(accessor)
-    assert state._sdk.scope == AssetScope(**scope)
+    assert state._state.scope == AssetScope(**scope)
     await state.aget("k")
     await state.aset("k", 1)
     await state.adelete("k")

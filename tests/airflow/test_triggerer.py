@@ -147,6 +147,8 @@ def test_watcher_reads_what_it_wrote(outcome: Outcome) -> None:
     assert told["watermark"] == VALUE
     assert told["deleted"] == "nothing"
     assert told["gathered values"] == list(range(8))
+    assert told["count"] == 3
+    assert (told["of another task"], told["its keys"]) == ("nothing", [])
 
 
 def test_values_are_in_the_bucket_and_deleted_ones_are_not(outcome: Outcome) -> None:
@@ -169,7 +171,7 @@ def test_watcher_in_a_new_triggerer_resumes_with_the_old_ones_state(outcome: Out
     assert outcome.events[2]["resumed with"] == VALUE
 
 
-@pytest.mark.parametrize("phase", ["first use", "afterwards", "gathered"])
+@pytest.mark.parametrize("phase", ["first use", "afterwards", "gathered", "updates", "by scope"])
 def test_triggerers_loop_goes_on_while_requests_take_their_time(outcome: Outcome, phase: str) -> None:
     figures = outcome.events[1][phase]
     assert figures["wall"] > REQUEST_SECONDS * 1000

@@ -9,6 +9,7 @@ from async_state import purge
 from async_state.connection import Connection
 from async_state.settings import Settings
 from async_state.stores.base import Store as Store
+from async_state.stores.base import Tagged as Tagged
 from async_state.stores.base import without_collections
 
 if TYPE_CHECKING:
@@ -35,6 +36,34 @@ class Stores:
     ) -> None:
         """Write an object below ``base``. As `Store.put`."""
         await self._at(base, connection).put(name, body, content_encoding, timeout=timeout)
+
+    async def get_tagged(self, base: str, connection: Connection, name: str, *, timeout: float) -> Tagged | None:
+        """Return the content of an object below ``base``, and its tag. As `Store.get_tagged`."""
+        return await self._at(base, connection).get_tagged(name, timeout=timeout)
+
+    async def put_if_unchanged(
+        self,
+        base: str,
+        connection: Connection,
+        name: str,
+        body: bytes,
+        content_encoding: str,
+        seen: Tagged | None,
+        *,
+        timeout: float,
+    ) -> bool:
+        """Write an object below ``base`` if it is as it was ``seen``. As `Store.put_if_unchanged`."""
+        store = self._at(base, connection)
+        return await store.put_if_unchanged(name, body, content_encoding, seen, timeout=timeout)
+
+    async def names(self, base: str, connection: Connection, prefix: str, *, timeout: float) -> list[str]:
+        """Return the names below ``base`` that begin with ``prefix``."""
+        pages = self._at(base, connection).entries(prefix, timeout=timeout)
+        return [entry.name async for page in pages for entry in page]
+
+    async def exists(self, base: str, connection: Connection, name: str, *, timeout: float) -> bool:
+        """Tell whether there is an object below ``base``."""
+        return await self._at(base, connection).head(name, timeout=timeout) is not None
 
     async def purge_names(self, base: str, connection: Connection, names: Iterable[str], *, timeout: float) -> None:
         """Delete objects below ``base``. As `purge.purge_names`."""

@@ -7,7 +7,7 @@ import gc
 import zlib
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import anyio
 
@@ -47,6 +47,18 @@ class Details(NamedTuple):
     content_encoding: str
     metadata: Mapping[str, str]
     version: str
+
+
+class Tagged(NamedTuple):
+    """An object's content, and what tells whether it was written since.
+
+    Attributes:
+        body: The content as it was put.
+        tag: The store's own; another write has another one.
+    """
+
+    body: bytes
+    tag: Any
 
 
 class Store(Protocol):
@@ -103,6 +115,26 @@ class Store(Protocol):
 
         Returns:
             Whether it is copied. ``False`` means that the store can't do it: get it there and put it here.
+        """
+
+    async def get_tagged(self, name: str, *, timeout: float) -> Tagged | None:
+        """As `get`, with what `put_if_unchanged` takes."""
+
+    async def put_if_unchanged(
+        self, name: str, body: bytes, content_encoding: str, seen: Tagged | None, *, timeout: float
+    ) -> bool:
+        """Write the object if nobody has written or deleted it since it was ``seen``; tell whether it was written.
+
+        Args:
+            name: The object's.
+            body: Its new content, which no other write may have: it is by this that a write is recognised.
+            content_encoding: As in `put`.
+            seen: What `get_tagged` returned; ``None`` where there was no object.
+            timeout: The seconds that are left.
+
+        Raises:
+            ConditionsError: The store ignores conditions. It was asked before anything was written.
+            StoreError: The store failed.
         """
 
     async def aclose(self) -> None:

@@ -32,13 +32,15 @@ from urllib.parse import unquote, urlsplit
 from async_state import threads
 from async_state.codec import MAX_BODY_BYTES, content_encoding
 from async_state.errors import CorruptObjectError, StoreAccessError, StoreError
-from async_state.stores.base import Details, Entry, deadline
+from async_state.stores.base import Details, Entry, Tagged, deadline
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 #: Object names are percent-encoded and never start like this, so no object is taken for a temporary file.
 _TEMPORARY: Final = ".~"
+#: The file that whoever updates an object holds locked, below the root.
+_LOCK: Final = ".~lock"
 #: How often a write begins again after another process has removed its directory.
 _MAX_WRITES: Final = 100
 #: What some file systems (CIFS, FUSE) answer when a directory is flushed, which they do by themselves or not at all.
@@ -62,6 +64,16 @@ class FileStore:
 
     async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
         await self._call(timeout, "write", name, self._write, name, body)
+
+    async def get_tagged(self, name: str, *, timeout: float) -> Tagged | None:
+        body = await self.get(name, timeout=timeout)
+        return None if body is None else Tagged(body, None)
+
+    async def put_if_unchanged(
+        self, name: str, body: bytes, content_encoding: str, seen: Tagged | None, *, timeout: float
+    ) -> bool:
+        expected = seen.body if seen else None
+        return await self._call(timeout, "write", name, self._write_if_unchanged, name, body, expected)
 
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         return await self._call(timeout, "delete", names[0], self._unlink, names)
@@ -171,6 +183,19 @@ class FileStore:
                 return self._replace(work, path, body)
         raise FileNotFoundError(errno.ENOENT, "its directory keeps disappearing", str(path.parent))
 
+    def _write_if_unchanged(self, work: _Work, name: str, body: bytes, expected: bytes | None) -> bool:
+        self._make_directory(self.root)
+        descriptor = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            # Held by one thread of all processes that update anything here; closing the file gives it back.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if self._read(work, name) != expected:
+                return False
+            self._write(work, name, body)
+            return True
+        finally:
+            os.close(descriptor)
+
     def _make_directory(self, directory: Path) -> None:
         # `mkdir(parents=True)` gives the mode to the last one only.
         missing = [p for p in (directory, *directory.parents) if p.is_relative_to(self.root)]
@@ -264,6 +289,8 @@ class _Walk:
             found = left.pop()
             if found.is_dir(follow_symlinks=False):
                 left += self._scan(found)
+                continue
+            if found.path[root:] == _LOCK:
                 continue
             # Somebody else may have deleted it.
             with contextlib.suppress(FileNotFoundError):

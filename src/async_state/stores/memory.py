@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import NamedTuple
 
 from async_state.errors import StoreError
-from async_state.stores.base import Details, Entry
+from async_state.stores.base import Details, Entry, Tagged
 
 _numbers = itertools.count()
 
@@ -40,6 +40,19 @@ class MemoryStore:
     async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
         entry = Entry(name, len(body), datetime.now(timezone.utc), str(next(_numbers)))
         self._objects[name] = _Object(body, Details(entry, content_encoding, {}, ""))
+
+    async def get_tagged(self, name: str, *, timeout: float) -> Tagged | None:
+        found = self._objects.get(name)
+        return found and Tagged(found.body, found)
+
+    async def put_if_unchanged(
+        self, name: str, body: bytes, content_encoding: str, seen: Tagged | None, *, timeout: float
+    ) -> bool:
+        # Nobody else runs on the I/O thread meanwhile.
+        if self._objects.get(name) is not (seen.tag if seen else None):
+            return False
+        await self.put(name, body, content_encoding, timeout=timeout)
+        return True
 
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         for name in names:

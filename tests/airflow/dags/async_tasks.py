@@ -97,7 +97,7 @@ async def many(state: AsyncStateStore) -> dict[str, Any]:
         found[f"nobody's {name}"] = await error_of(call)
     if isinstance(backend := compat.worker_backend(), AsyncStateBackend):
         await state.aset("gone", "gone")
-        await backend.adelete(state._sdk.scope, "gone")
+        await backend.adelete(state._state.scope, "gone")
         found["gone"] = [await state.aget("gone"), await state.aget("gone", "default")]
         found["denied"] = await error_of(state.aset("denied", 1))
     return found

@@ -14,6 +14,7 @@ from airflow.sdk.execution_time.context import _get_worker_state_store_backend
 from airflow.sdk.state import AssetScope
 from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
 
+from async_state import AsyncStateBackend, AsyncStateStore
 from async_state.testing.loops import standstill
 
 if TYPE_CHECKING:
@@ -134,11 +135,23 @@ class Measuring(BaseEventTrigger):
                     # These are tasks of its own, to which the triggerer gives no greenback portal.
                     await asyncio.gather(*(store.aset(f"gathered {i}", i) for i in range(8)))
                 told["gathered values"] = await asyncio.gather(*(store.aget(f"gathered {i}") for i in range(8)))
+                if isinstance(_get_worker_state_store_backend(), AsyncStateBackend):
+                    await self.use_what_is_ours(store, ticker, told)
         except Exception as e:
             told["failed"] = f"{type(e).__name__}: {e}"
         yield event(told)
         for i in range(1_000_000):
             await store.aset("endless", i)
+
+    async def use_what_is_ours(self, accessor: Any, ticker: Ticker, told: dict[str, Any]) -> None:
+        state = AsyncStateStore(accessor)
+        async with ticker.observed(told, "updates"):
+            await asyncio.gather(*(state.aupdate("count", lambda n: n + 1, 0) for _ in range(3)))
+        told["count"] = await state.aget("count")
+        other = AsyncStateStore.of_task(dag_id="none", run_id="none", task_id="none")
+        async with ticker.observed(told, "by scope"):
+            told["of another task"] = await other.aget("watermark", "nothing")
+            told["its keys"] = await other.akeys()
 
 
 class Waiting(BaseTrigger):

@@ -50,7 +50,7 @@ class Client:
                 return None
             async with answer["Body"] as body:
                 check_size(answer.get("ContentLength"))
-                return Object(await body.read(), answer.get("Metadata", {}))
+                return Object(await body.read(), answer.get("Metadata", {}), answer.get("ETag", ""))
 
     async def put(self, key: str, body: bytes, arguments: Mapping[str, str], metadata: Mapping[str, str]) -> None:
         with error_of("PutObject"):

@@ -66,7 +66,7 @@ class Direct:
             raise _error("GetObject", answer)
         named = ((name.lower(), value) for name, value in answer.headers.items())
         metadata = {name.removeprefix(_METADATA): value for name, value in named if name.startswith(_METADATA)}
-        return Object(answer.content, metadata)
+        return Object(answer.content, metadata, answer.headers.get("ETag", ""))
 
     async def put(self, key: str, body: bytes, arguments: Mapping[str, str], metadata: Mapping[str, str]) -> None:
         headers = put_headers(arguments) | {_METADATA + name: value for name, value in metadata.items()}

@@ -144,6 +144,11 @@ def is_not_implemented(e: Exception) -> bool:
     return isinstance(e, S3Error) and (e.code in _NOT_IMPLEMENTED or (not e.code and e.status in (405, 501)))
 
 
+def is_conflict(e: Exception) -> bool:
+    """Tell whether a condition of the request did not hold: another object is there, or none."""
+    return isinstance(e, S3Error) and (e.status == 412 or e.code in ("PreconditionFailed", "NoSuchKey"))
+
+
 @contextmanager
 def map_exceptions(what: str, where: str, attempts: Attempts) -> Iterator[None]:
     """Raise a `StoreError` for what botocore, aiohttp and S3 raise in the block.

@@ -49,10 +49,11 @@ class NotS3Error(Exception):
 
 
 class Object(NamedTuple):
-    """An object's content and its metadata, by lower-case name."""
+    """An object's content, its metadata by lower-case name, and its ETag as it was sent."""
 
     body: bytes
     metadata: Mapping[str, str]
+    etag: str
 
 
 class Page(NamedTuple):
@@ -87,7 +88,11 @@ class Operations(Protocol):
         """
 
     async def put(self, key: str, body: bytes, arguments: Mapping[str, str], metadata: Mapping[str, str]) -> None:
-        """Write the object, with more arguments of PutObject and with metadata by lower-case name."""
+        """Write the object, with more arguments of PutObject and with metadata by lower-case name.
+
+        Raises:
+            S3Error: `errors.is_conflict` tells that a condition among the arguments did not hold.
+        """
 
     async def delete(self, key: str) -> None:
         """Delete the object, if there is one."""

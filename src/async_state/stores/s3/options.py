@@ -81,6 +81,11 @@ class S3Options:
         """Return the URL of the object ``name``, as references and messages have it."""
         return f"s3://{self.bucket}/{self.prefix}{name}"
 
+    def put_arguments_of(self, content_encoding: str) -> dict[str, str]:
+        """Return the arguments of a PutObject, but for the object and its metadata."""
+        encoded = {"ContentEncoding": content_encoding} if content_encoding else {}
+        return {"ContentType": "application/json", **dict(self.put_arguments), **encoded}
+
     @property
     def connect_timeout(self) -> float:
         """Seconds that making a connection may take."""
@@ -102,5 +107,6 @@ def bucket_and_prefix(url: str) -> tuple[str, str]:
 def put_headers(arguments: Mapping[str, str]) -> dict[str, str]:
     """Return the HTTP headers for arguments of PutObject."""
     headers = {"ContentType": "Content-Type", "ContentEncoding": "Content-Encoding"}
+    headers |= {"IfMatch": "If-Match", "IfNoneMatch": "If-None-Match"}
     headers |= {option.argument: option.header for option in PUT_OPTIONS}
     return {headers[name]: value for name, value in arguments.items()}

@@ -11,10 +11,11 @@ import anyio
 
 from async_state import iothread
 from async_state.errors import CorruptObjectError, StoreError
-from async_state.stores.base import CHECKSUM, Details, Entry, checksum
+from async_state.stores.base import CHECKSUM, Details, Entry, Tagged, checksum
 from async_state.stores.s3 import commands
 from async_state.stores.s3.bucket import Bucket, open_bucket
 from async_state.stores.s3.client import Client
+from async_state.stores.s3.conditions import Conditions
 from async_state.stores.s3.direct import NotSignedError
 from async_state.stores.s3.errors import (
     is_not_implemented,
@@ -26,7 +27,7 @@ from async_state.stores.s3.errors import (
     map_exceptions,
     store_error,
 )
-from async_state.stores.s3.operations import Attempts, Operations, Page, S3Error, attempts
+from async_state.stores.s3.operations import Attempts, Object, Operations, Page, S3Error, attempts
 from async_state.stores.s3.options import S3Options, bucket_and_prefix
 from async_state.stores.s3.retry import until
 
@@ -42,8 +43,17 @@ class S3Store:
     def __init__(self, options: S3Options) -> None:
         self._options = options
         self._has_delete_many = True
+        self._conditions = Conditions(options)
 
     async def get(self, name: str, *, timeout: float) -> bytes | None:
+        found = await self._get(name, timeout)
+        return found.body if found else None
+
+    async def get_tagged(self, name: str, *, timeout: float) -> Tagged | None:
+        found = await self._get(name, timeout)
+        return Tagged(found.body, found) if found else None
+
+    async def _get(self, name: str, timeout: float) -> Object | None:
         key = self._options.prefix + name
         ends = anyio.current_time() + timeout
         # Twice, since it may be damaged on its way only.
@@ -53,16 +63,18 @@ class S3Store:
                 return None
             # Written by `put`; an object that someone else has put there has none.
             if found.metadata.get(CHECKSUM) in (None, checksum(found.body)):
-                return found.body
+                return found
         raise CorruptObjectError("its content does not match the checksum it was written with")
 
     async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
-        key = self._options.prefix + name
-        arguments = {"ContentType": "application/json", **dict(self._options.put_arguments)}
-        if content_encoding:
-            arguments["ContentEncoding"] = content_encoding
+        key, arguments = self._options.prefix + name, self._options.put_arguments_of(content_encoding)
         metadata = {CHECKSUM: checksum(body)}
         await self._run("put", name, lambda s3: s3.put(key, body, arguments, metadata), timeout)
+
+    async def put_if_unchanged(
+        self, name: str, body: bytes, content_encoding: str, seen: Tagged | None, *, timeout: float
+    ) -> bool:
+        return await self._conditions.put(self._run, name, body, content_encoding, seen and seen.tag, timeout)
 
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         if len(names) == 1:

@@ -1,0 +1,120 @@
+"""Writes on a condition, in every store that has them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import anyio
+import pytest
+
+from async_state import Settings, iothread
+from async_state.connection import Connection
+from async_state.errors import ConditionsError
+from async_state.stores import Store, open_store
+from async_state.testing import FakeS3, faults
+
+T = TypeVar("T")
+
+SettingsOf = Callable[..., Settings]
+
+pytestmark = pytest.mark.anyio
+
+
+async def arun(function: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+    return await iothread.arun(function, *args, timeout=20)
+
+
+@pytest.fixture(params=["memory", "file", "moto", "moto-by-client"])
+def store(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Store:
+    if request.param == "memory":
+        settings = Settings(url="memory://conditions")
+    elif request.param == "file":
+        settings = Settings(url=(tmp_path / "state").as_uri())
+    else:
+        if request.param == "moto-by-client":
+            # A proxy is one of the things that only the client knows.
+            monkeypatch.setattr("async_state.stores.s3.bucket.prefork.find", lambda options: None)
+            monkeypatch.setattr("async_state.stores.s3.bucket.resolve", _no_endpoint)
+        settings = Settings(url="s3://state/conditions", endpoint_url=request.getfixturevalue("moto").url)
+    return open_store(settings.url, settings, Connection())
+
+
+async def _no_endpoint(*_: object) -> None:
+    return None
+
+
+@pytest.fixture
+def name() -> str:
+    return f"v1/task/{uuid.uuid4().hex}/run/task/-1/worker/key"
+
+
+async def test_an_object_is_made_once(store: Store, name: str) -> None:
+    assert await arun(store.get_tagged, name) is None
+    assert await arun(store.put_if_unchanged, name, b"1", "", None)
+    assert not await arun(store.put_if_unchanged, name, b"2", "", None)
+    assert await arun(store.get, name) == b"1"
+
+
+async def test_an_object_is_replaced_if_it_is_what_was_seen(store: Store, name: str) -> None:
+    await arun(store.put, name, b"1", "")
+    first = await arun(store.get_tagged, name)
+    assert first is not None
+    assert first.body == b"1"
+    assert await arun(store.put_if_unchanged, name, b"2", "", first)
+    assert not await arun(store.put_if_unchanged, name, b"3", "", first)
+    assert await arun(store.get, name) == b"2"
+    second = await arun(store.get_tagged, name)
+    await arun(store.delete, [name])
+    assert not await arun(store.put_if_unchanged, name, b"3", "", second)
+    assert await arun(store.get_tagged, name) is None
+
+
+async def test_of_many_at_once_one_writes(store: Store, name: str) -> None:
+    await arun(store.put, name, b"0", "")
+    seen = await arun(store.get_tagged, name)
+    written: list[int] = []
+
+    async def write(number: int) -> None:
+        if await arun(store.put_if_unchanged, name, b"%d" % number, "", seen):
+            written.append(number)
+
+    async with anyio.create_task_group() as group:
+        for number in range(1, 21):
+            group.start_soon(write, number)
+    (winner,) = written
+    assert await arun(store.get, name) == b"%d" % winner
+
+
+@pytest.mark.parametrize("fault", [faults.reset_after_carrying_out(), faults.error(500, "InternalError")])
+async def test_an_answer_that_is_lost_does_not_hide_a_write(moto: FakeS3, name: str, fault: faults.Fault) -> None:
+    settings = Settings(url="s3://state/lost", endpoint_url=moto.url)
+    store = open_store(settings.url, settings, Connection())
+    assert await arun(store.put_if_unchanged, name, b"1", "", None)
+    seen = await arun(store.get_tagged, name)
+    with moto.failing(fault, method="PUT", times=1) as failing:
+        assert await arun(store.put_if_unchanged, name, b"2", "", seen)
+    assert len(failing.requests) == 1
+    assert await arun(store.get, name) == b"2"
+    with moto.failing(fault, method="PUT", times=1):
+        assert not await arun(store.put_if_unchanged, name, b"3", "", seen)
+    assert await arun(store.get, name) == b"2"
+
+
+async def test_a_store_that_ignores_conditions_is_found_out_before_anything_is_written(
+    rclone_url: str, name: str
+) -> None:
+    settings = Settings(url="s3://state/ignores", endpoint_url=rclone_url)
+    store = open_store(settings.url, settings, Connection())
+    await arun(store.put, name, b"1", "")
+    seen = await arun(store.get_tagged, name)
+    for _ in range(2):
+        with pytest.raises(ConditionsError, match="ignores If-Match or If-None-Match"):
+            await arun(store.put_if_unchanged, name, b"2", "", seen)
+    assert await arun(store.get, name) == b"1"
+
+    async def listed() -> list[str]:
+        return [entry.name async for page in store.entries("v1/check/", timeout=20) for entry in page]
+
+    assert await iothread.arun(listed) == []
