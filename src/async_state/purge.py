@@ -32,7 +32,7 @@ async def purge_prefix(store: Store, prefix: str, *, concurrency: int, timeout: 
         PurgeError: some objects could not be deleted; all that could be are.
         StoreError: the objects could not be listed; those listed until then are deleted.
     """
-    async with contextlib.aclosing(store.list(prefix, timeout=timeout)) as pages:
+    async with contextlib.aclosing(_pages_of_names(store, prefix, timeout)) as pages:
         await _purge(store, pages, concurrency, timeout)
 
 
@@ -82,6 +82,12 @@ def _report(remaining: Mapping[str, StoreError]) -> str:
         f"{len(remaining)} object(s) could not be deleted: {names}{more}. First cause: {first}. What could be deleted "
         "is; running the same clear or purge again takes up the rest."
     )
+
+
+async def _pages_of_names(store: Store, prefix: str, timeout: float) -> AsyncGenerator[Sequence[str], None]:
+    async with contextlib.aclosing(store.entries(prefix, timeout=timeout)) as pages:
+        async for page in pages:
+            yield [entry.name for entry in page]
 
 
 async def _batches(names: Iterable[str], size: int) -> AsyncGenerator[Sequence[str], None]:
