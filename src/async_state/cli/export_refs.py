@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from async_state import compat, threads
 from async_state.settings import Settings
 from async_state.sweep import database, snapshot
-from async_state.sweep.references import References
+from async_state.sweep.references import References, exported_bases
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,6 @@ def _export() -> None:
         )
     # Before the first row is read: what is written later is younger than the snapshot.
     header = snapshot.Header(datetime.now(timezone.utc), settings.url)
-    refs = database.references(References((*settings.bases, *settings.moved_urls)))
+    refs = database.references(References(exported_bases(settings)))
     for line in snapshot.lines(header, refs):
         sys.stdout.write(f"{line}\n")

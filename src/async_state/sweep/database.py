@@ -101,7 +101,7 @@ def _airflows_engine() -> Engine:
             "machine of the API server or the scheduler"
         ) from None
     if settings.engine is None:
-        settings.configure_orm()
+        settings.configure_orm()  # type: ignore[no-untyped-call]
     engine: Engine | None = settings.engine
     if engine is None:
         raise SourceError("Airflow gives no access to its database here ([database] sql_alchemy_conn)")

@@ -120,7 +120,7 @@ class Ledger:
             self.doubt(prefix)
 
     def apply_refs(self) -> None:
-        """Take every object for referenced to which a row refers, also those that were listed before the row was read."""
+        """Take for referenced what rows refer to that were read after it was listed."""
         self._db.execute(
             "UPDATE objects SET verdict = ? WHERE EXISTS (SELECT 1 FROM refs WHERE refs.name = objects.name)",
             (Verdict.REFERENCED.value,),

@@ -10,13 +10,29 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from async_state.settings import Settings
 
 #: The key under which the SDK stores a reference.
 MARKER: Final = "__airflow_state_ref__"
 
 _NAME: Final = r"/[A-Za-z0-9_.:%~@/-]+"
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def swept_bases(settings: Settings) -> tuple[str, ...]:
+    """Return the base URLs below which references name objects below ``settings.url``.
+
+    Objects of a moved URL were copied below the present one, where they have the same names.
+    """
+    return (settings.url, *getattr(settings, "moved_urls", ()))
+
+
+def exported_bases(settings: Settings) -> tuple[str, ...]:
+    """Return the base URLs of all references that some sweep may need."""
+    return tuple(dict.fromkeys((*settings.bases, *swept_bases(settings))))
 
 
 class References:

@@ -139,12 +139,10 @@ class Rest:
             return None
         dag, run, task = (quote(text, safe="") for text in (place.dag_id, place.run_id, place.task_id))
         instances = f"dags/{dag}/dagRuns/{run}/taskInstances/{task}"
-        index = place.map_index
-        assert index is not None
-        await self._ask_rows(prefix, f"{instances}/state-store", "task_state_store", map_index=index)
-        answer = await self._get(f"{instances}/{index}")
-        found = (answer.body.get(field) for field in ("dag_id", "dag_run_id", "task_id", "map_index"))
-        if answer.status != HTTPStatus.OK or tuple(found) != (place.dag_id, place.run_id, place.task_id, index):
+        await self._ask_rows(prefix, f"{instances}/state-store", "task_state_store", map_index=place.map_index)
+        answer = await self._get(f"{instances}/{place.map_index}")
+        found = tuple(answer.body.get(field) for field in ("dag_id", "dag_run_id", "task_id", "map_index"))
+        if answer.status != HTTPStatus.OK or found != (place.dag_id, place.run_id, place.task_id, place.map_index):
             raise _DoubtError
         self._ledger.add_shown(prefix)
         return None
@@ -219,8 +217,7 @@ class Rest:
             if entry.name in self._ledger.referenced({entry.name}):
                 continue
             place = parse_name(entry.name)
-            assert place is not None
-            if "~" in entry.name.rpartition("/")[2]:
+            if place is None or "~" in entry.name.rpartition("/")[2]:
                 raise _DoubtError
             answer = await self._get(f"{path}/{quote(place.key, safe='')}", **parameters)
             if answer.status == HTTPStatus.OK and answer.body.get("key") == place.key:
@@ -329,10 +326,10 @@ def _scopes(ledger: Ledger) -> Iterator[tuple[str, Place]]:
     """Yield the prefix of every scope that has objects, and what it says."""
     last = ""
     while (name := ledger.next_object(last)) is not None:
-        place = parse_name(name)
-        assert place is not None
         prefix = name[: name.rindex("worker/")]
-        yield prefix, place
+        # The ledger has no other objects than those with such names.
+        if place := parse_name(name):
+            yield prefix, place
         last = after(prefix)
 
 

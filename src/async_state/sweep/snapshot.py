@@ -92,7 +92,8 @@ def _refs(lines: Iterator[bytes | str]) -> Iterator[str]:
             raise SnapshotError(f"line {number} of the snapshot is neither a reference nor the last line. {_AGAIN}")
         if isinstance(item["count"], bool) or item["count"] != count:
             raise SnapshotError(
-                f"the snapshot is damaged: it has {count} references, and its last line says {item['count']!r}. {_AGAIN}"
+                f"the snapshot is damaged: it has {count} references, and its last line says {item['count']!r}. "
+                + _AGAIN
             )
         if next(lines, None) is not None:
             raise SnapshotError(f"line {number} of the snapshot ends it, and more lines follow. {_AGAIN}")

@@ -15,7 +15,7 @@ from async_state.settings import Settings
 from async_state.sweep import database, rest, snapshot
 from async_state.sweep.errors import SnapshotError, SourceError
 from async_state.sweep.ledger import Ledger
-from async_state.sweep.references import References
+from async_state.sweep.references import References, swept_bases
 
 #: As a file's name: standard input.
 STDIN: Final = "-"
@@ -43,7 +43,7 @@ class Source(Protocol):
         """
 
 
-class SnapshotSource:
+class SnapshotSource(Source):
     """What ``export-refs`` has written.
 
     Args:
@@ -55,7 +55,7 @@ class SnapshotSource:
         self._file = file
         self._settings = settings
 
-    async def read(self, ledger: Ledger) -> datetime:
+    async def read(self, ledger: Ledger) -> datetime:  # noqa: D102
         return await threads.call(self._read, ledger)
 
     async def resolve(self, ledger: Ledger, *, has_rows: bool) -> None:
@@ -65,13 +65,13 @@ class SnapshotSource:
         try:
             with _opened(self._file) as lines:
                 header, refs = snapshot.read(lines, self._settings.url)
-                ledger.add_refs(_references(self._settings).names(refs))
+                ledger.add_refs(References(swept_bases(self._settings)).names(refs))
         except OSError as e:
             raise SnapshotError(f"the snapshot {self._file} can't be read: {e.strerror}. Nothing was deleted") from e
         return header.taken_at
 
 
-class DatabaseSource:
+class DatabaseSource(Source):
     """Airflow's database, where this machine may read it.
 
     Args:
@@ -83,7 +83,7 @@ class DatabaseSource:
         self._settings = settings
         self._conf = conf
 
-    async def read(self, ledger: Ledger) -> datetime:
+    async def read(self, ledger: Ledger) -> datetime:  # noqa: D102
         taken_at = datetime.now(timezone.utc)
         await threads.call(self._read, ledger)
         return taken_at
@@ -93,11 +93,11 @@ class DatabaseSource:
 
     def _read(self, ledger: Ledger) -> None:
         database.check_backend(self._conf)
-        references = _references(self._settings)
+        references = References(swept_bases(self._settings))
         ledger.add_refs(references.names(database.references(references)))
 
 
-class RestSource:
+class RestSource(Source):
     """Airflow's REST API.
 
     Args:
@@ -119,14 +119,14 @@ class RestSource:
                 f"--api-url needs a token of Airflow's REST API in the environment variable {rest.TOKENS[0]}"
             )
 
-    async def read(self, ledger: Ledger) -> datetime:
+    async def read(self, ledger: Ledger) -> datetime:  # noqa: D102
         taken_at = datetime.now(timezone.utc)
         # Before the store is listed, which takes minutes.
         async with self._opened(ledger) as api:
             await api.check()
         return taken_at
 
-    async def resolve(self, ledger: Ledger, *, has_rows: bool) -> None:
+    async def resolve(self, ledger: Ledger, *, has_rows: bool) -> None:  # noqa: D102
         async with self._opened(ledger) as api:
             elsewhere = has_rows or await threads.call(self._are_rows_elsewhere)
             await api.resolve(concurrency=self._settings.max_concurrency, rows_elsewhere=elsewhere)
@@ -134,18 +134,13 @@ class RestSource:
     @contextlib.asynccontextmanager
     async def _opened(self, ledger: Ledger) -> Any:
         async with rest.opened(self._url, self._token, self._settings.timeout) as client:
-            yield rest.Rest(client, ledger, _references(self._settings))
+            yield rest.Rest(client, ledger, References(swept_bases(self._settings)))
 
     def _are_rows_elsewhere(self) -> bool:
         try:
             return database.check_backend(self._conf)
         except SourceError:
             return True
-
-
-def _references(settings: Settings) -> References:
-    # Objects of a moved URL were copied below the present one, where they have the same names.
-    return References((settings.url, *settings.moved_urls))
 
 
 @contextlib.contextmanager

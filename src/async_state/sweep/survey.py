@@ -23,11 +23,11 @@ import anyio
 
 from async_state import codec, ownership
 from async_state.errors import ConfigurationError, CorruptObjectError, StoreError
-from async_state.keys import Place, Side, parse_name
+from async_state.keys import Side, parse_name
 from async_state.stores.base import Entry, Store
 from async_state.sweep.errors import SnapshotError
 from async_state.sweep.ledger import Ledger, Verdict
-from async_state.sweep.references import References
+from async_state.sweep.references import References, swept_bases
 
 if TYPE_CHECKING:
     from async_state.settings import Settings
@@ -104,7 +104,8 @@ async def find(
     cutoff = Grace.of(await source.read(ledger), grace)
     survey = Survey(store, ledger, cutoff, settings.timeout)
     await survey.walk(progress)
-    await survey.read_rows(References((settings.url, *settings.moved_urls)), settings.max_concurrency)
+    if survey.has_rows:
+        await survey.read_rows(References(swept_bases(settings)), settings.max_concurrency)
     await source.resolve(ledger, has_rows=survey.has_rows)
     return survey.found()
 
@@ -253,7 +254,5 @@ class Found(NamedTuple):
 
 def _reach(row: str) -> str:
     """Return the prefix of all values to which a row of this name may refer."""
-    place = parse_name(row)
-    assert isinstance(place, Place)
     # The API server names an asset by its id, and workers name it by its name or URI.
-    return "v1/asset/" if place.asset_by else row[: row.rindex(f"{Side.SERVER.value}/")]
+    return "v1/asset/" if row.startswith("v1/asset/") else row[: row.rindex(f"{Side.SERVER.value}/")]
