@@ -103,7 +103,7 @@ class World:
     def step(self) -> None:
         """Let one task do its next step, or let time pass."""
         if self.random.random() < 0.3:
-            jump = self.random.choice((1, 1, 3, GRACE, 3 * GRACE))
+            jump = self.random.choice((1, 3, GRACE))
             # A set that is under way ends within the grace period, or never.
             if all(self.now + jump < since + GRACE for since in self.waiting.values()):
                 self.now += jump
@@ -111,7 +111,7 @@ class World:
         name = self.random.choice(NAMES)
         doing = self.doing.get(name)
         if doing is None:
-            operations = (self.set, self.set, self.set, self.crash, self.delete, self.clear_on_success, self.clean)
+            operations = (self.set, self.set, self.crash, self.delete, self.clear_on_success, self.clean)
             self.doing[name] = self.random.choice(operations)(name)
         elif next(doing, doing) is doing:
             del self.doing[name]
@@ -221,6 +221,8 @@ async def run(histories: int) -> int:
     for seed in range(histories):
         world = World(seed, is_served=seed % 2 == 1)
         world.steps(60)
+        if not world.waiting:
+            world.now += world.random.choice((0, GRACE, 3 * GRACE))
         store, source = ModelStore(world), ModelSource(world)
         found = await survey.find(store, ledger, source, SETTINGS, timedelta(seconds=GRACE))
         sum_of_kinds = found.referenced + found.too_young + found.in_doubt + found.foreign + found.orphans
@@ -237,7 +239,7 @@ async def run(histories: int) -> int:
 
 
 def test_no_value_whose_row_exists_is_lost() -> None:
-    assert asyncio.run(run(HISTORIES)) > HISTORIES // 2
+    assert asyncio.run(run(HISTORIES)) > HISTORIES // 4
 
 
 async def remove_what_is_there(store: Any, listed: Entry, timeout: float) -> remove.Outcome:

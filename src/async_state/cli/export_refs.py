@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 from datetime import datetime, timezone
 
 from async_state import compat, threads
-from async_state.settings import Settings
+from async_state.cli import context, output
 from async_state.sweep import database, snapshot
 from async_state.sweep.references import References, exported_bases
-
-log = logging.getLogger(__name__)
 
 
 async def run(args: argparse.Namespace) -> int:
@@ -22,16 +18,14 @@ async def run(args: argparse.Namespace) -> int:
 
 
 def _export() -> None:
-    conf = compat.airflow_conf()
-    settings = Settings.from_conf(conf)
-    if database.check_backend(conf):
-        log.warning(
-            "[state_store] backend keeps the rows below %s, so that the database has none that are newer. The sweep "
-            "reads those rows itself",
-            settings.url,
+    settings = context.settings()
+    if database.check_backend(compat.airflow_conf()):
+        output.note(
+            f"[state_store] backend keeps the rows below {settings.url}: the sweep finds them there. Older rows may be "
+            "in the database"
         )
     # Before the first row is read: what is written later is younger than the snapshot.
     header = snapshot.Header(datetime.now(timezone.utc), settings.url)
     refs = database.references(References(exported_bases(settings)))
     for line in snapshot.lines(header, refs):
-        sys.stdout.write(f"{line}\n")
+        output.result(line)

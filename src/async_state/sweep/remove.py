@@ -32,7 +32,7 @@ async def remove(store: Store, listed: Entry, timeout: float) -> Outcome:
     seen = await store.head(listed.name, timeout=timeout)
     if seen is None:
         return Outcome.GONE
-    if not _is_same(listed, seen.entry):
+    if seen.entry != listed:
         return Outcome.CHANGED
     return Outcome.DELETED if await store.delete_unchanged(seen, timeout=timeout) else Outcome.CHANGED
 
@@ -81,12 +81,3 @@ async def remove_all(
         for _ in range(concurrency):
             group.start_soon(work)
     return outcomes
-
-
-def _is_same(listed: Entry, seen: Entry) -> bool:
-    # Some stores list times with fractions of a second, which a HEAD's header has not.
-    return (listed.etag, listed.size, int(listed.modified.timestamp())) == (
-        seen.etag,
-        seen.size,
-        int(seen.modified.timestamp()),
-    )

@@ -92,7 +92,7 @@ async def find(
         source: Says to which objects rows refer.
         settings: Of the base URL.
         grace: How old an orphan is at least.
-        progress: Is called with the number of objects that are listed so far.
+        progress: Is called with the number of objects of each page that is listed.
 
     Returns:
         How many objects are what.
@@ -133,17 +133,15 @@ class Survey:
         """List every object.
 
         Args:
-            progress: Is called with the number of objects after each page.
+            progress: Is called with the number of objects of each page.
 
         Raises:
             StoreError: The store failed.
         """
-        listed = 0
         async with aclosing(self._store.entries("", timeout=self._timeout)) as pages:
             async for page in pages:
                 self._take(page)
-                listed += len(page)
-                progress(listed)
+                progress(len(page))
 
     def _take(self, page: Iterable[Entry]) -> None:
         values: list[Entry] = []
