@@ -49,7 +49,7 @@ def test_every_cut_is_noticed() -> None:
 def test_every_line_that_is_missing_or_doubled_is_noticed() -> None:
     whole = list(lines(HEADER, [f"{URL}/v1/{number}" for number in range(5)]))
     for number, line in enumerate(whole):
-        for changed in (whole[:number] + whole[number + 1 :], whole[:number] + [line, line] + whole[number + 1 :]):
+        for changed in (whole[:number] + whole[number + 1 :], [*whole[:number], line, line, *whole[number + 1 :]]):
             with pytest.raises(SnapshotError):
                 list(read(changed, URL)[1])
 
