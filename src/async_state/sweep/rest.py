@@ -44,6 +44,10 @@ _AGAIN: Final = (
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
+#: What Airflow says, with 403 and not 401, of a token that it did not make.
+_NO_TOKEN: Final = "Invalid JWT token"  # noqa: S105
+#: No DAG can be called so.
+_NO_DAG: Final = "async_state sweep"
 #: Ids with which a path means something else, to Airflow, to a proxy or to the HTTP client.
 _UNADDRESSABLE: Final = ("", ".", "..", "~")
 
@@ -77,17 +81,21 @@ class Rest:
         self._is_metastore = False
 
     async def check(self) -> None:
-        """Ask for something that every user may read.
+        """Ask for something that does not depend on what there is.
 
         Raises:
             SourceError: The API can't be reached, or it is none, or it does not accept the token.
         """
-        answer = await self._get("dags", limit=1)
+        answer = await self._get("dags", limit=1, dag_id_pattern=_NO_DAG)
+        if answer.status == HTTPStatus.FORBIDDEN:
+            raise SourceError(
+                f"the user of the token in {TOKENS[0]} may not read DAGs ({answer.url} answers 403: {answer.detail}). "
+                "Nothing was deleted. Use the token of a user who may read all DAGs, their runs and assets"
+            )
         if not isinstance(answer.body.get("dags"), list):
             raise SourceError(
                 f"{answer.url} answers {answer.status}, and not with Airflow's list of DAGs. Nothing was deleted. "
-                "--api-url is the URL of the API server, as in [api] base_url, and the token's user must be allowed to "
-                "read DAGs"
+                "--api-url is the URL of the API server, as in [api] base_url"
             )
 
     async def resolve(
@@ -274,12 +282,13 @@ class Rest:
                 f"Airflow's REST API at {self._client.base_url} does not answer ({type(error).__name__}: {error}). "
                 "Nothing was deleted. Check --api-url, and run the same command again"
             )
-        if response.status_code == HTTPStatus.UNAUTHORIZED:
+        answer = _Answer.of(response)
+        if answer.status == HTTPStatus.UNAUTHORIZED or answer.detail == _NO_TOKEN:
             raise SourceError(
                 f"Airflow's REST API at {self._client.base_url} does not accept the token in {TOKENS[0]}: it is wrong, "
                 "or has expired. Nothing was deleted. Get a new one and run the same command again"
             )
-        return _Answer.of(response)
+        return answer
 
 
 class _Answer(NamedTuple):
