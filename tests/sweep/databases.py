@@ -40,7 +40,7 @@ def _create_tables(engine: Engine) -> None:
     import airflow.models
     from airflow.models.base import Base
 
-    airflow.models.import_all_models()
+    airflow.models.import_all_models()  # type: ignore[no-untyped-call]
     if engine.dialect.name != "mysql":
         Base.metadata.create_all(engine)
         return
@@ -69,7 +69,16 @@ def _postgresql(directory: Path) -> Iterator[str]:
         "-c",
         "listen_addresses=127.0.0.1",
     ]
-    init = [programs / "initdb", "--no-sync", "--auth", "trust", "--username", "airflow", "--pgdata", data]
+    init: list[str | Path] = [
+        programs / "initdb",
+        "--no-sync",
+        "--auth",
+        "trust",
+        "--username",
+        "airflow",
+        "--pgdata",
+        data,
+    ]
     subprocess.run(init, user=user, cwd=directory, check=True, capture_output=True)
     port = free_port()
     with _running([programs / "postgres", "-D", data, "-p", str(port), *settings], user, directory, port):

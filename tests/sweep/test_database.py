@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib
 import json
 import tracemalloc
 from collections.abc import Iterator
@@ -178,9 +179,8 @@ def test_a_database_without_the_tables_is_an_error(tmp_path: Path) -> None:
 def configuration(backend: str | None) -> Any:
     class Conf(configparser.ConfigParser):
         def getimport(self, section: str, key: str) -> Any:
-            from airflow.sdk.module_loading import import_string
-
-            return import_string(self.get(section, key))
+            module, _, name = self.get(section, key).rpartition(".")
+            return getattr(importlib.import_module(module), name)
 
     conf = Conf()
     if backend is not None:

@@ -135,7 +135,7 @@ class ApiServer(Services):
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     import airflow.models
 
-    airflow.models.import_all_models()
+    airflow.models.import_all_models()  # type: ignore[no-untyped-call]
     home = tmp_path_factory.mktemp("sweep") / "airflow"
     passwords = tmp_path_factory.mktemp("passwords") / "passwords.json"
     passwords.write_text(json.dumps(PASSWORDS))
@@ -479,3 +479,20 @@ def test_the_pipe_between_two_machines(airflow: Airflow, base: Base, live: str) 
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout)["deleted"] == 1
     assert len(base.names()) == 2
+
+
+def test_the_example_dag(as_admin: Airflow, base: Base, live: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from async_state.example_dags.async_state_sweep import async_state_sweep
+
+    base.put(f"{live}/orphan")
+    made: Any = async_state_sweep()
+    assert (made.dag_id, made.schedule, made.is_paused_upon_creation) == ("async_state_sweep", None, True)
+    (task,) = made.tasks
+    params = {name: made.params[name] for name in made.params} | {"api_url": as_admin.url}
+    assert params["delete"] is False
+    shown = task.python_callable(params)
+    assert (shown["orphans"], shown["deleted"]) == (1, 0)
+    assert task.python_callable({**params, "delete": True})["deleted"] == 1
+    monkeypatch.setenv("AIRFLOW_API_TOKEN", "wrong")
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        task.python_callable(params)

@@ -200,7 +200,7 @@ def test_what_changes_after_it_was_listed_is_kept(
             await base.store.delete([name], timeout=20)
         else:
             await base.store.put(name, b'"value"' if change.startswith("the same") else b'"new"', "", timeout=20)
-        return await head(base.store, seen, timeout=timeout)  # type: ignore[arg-type]
+        return await head(base.store, seen, timeout=timeout)
 
     monkeypatch.setattr(type(base.store), "head", changed)
     done = command("sweep", "--refs", "-", "--delete", "--output", "json", stdin=snapshot(base.url, live))
@@ -218,7 +218,7 @@ def test_what_changes_after_the_look_is_kept(
 
     async def late(self: object, seen: Details, *, timeout: float) -> bool:
         await base.store.put(name, b'"new"', "", timeout=20)
-        return await delete_unchanged(base.store, seen, timeout=timeout)  # type: ignore[arg-type]
+        return await delete_unchanged(base.store, seen, timeout=timeout)
 
     monkeypatch.setattr(type(base.store), "delete_unchanged", late)
     done = command("sweep", "--refs", "-", "--delete", "--output", "json", stdin=snapshot(base.url, live))
@@ -280,7 +280,7 @@ def test_what_can_not_be_deleted_is_left_for_the_next_run(
     async def refused(self: object, seen: Details, *, timeout: float) -> bool:
         if seen.entry.name.endswith("1"):
             raise StoreError("the store says no")
-        return await delete_unchanged(base.store, seen, timeout=timeout)  # type: ignore[arg-type]
+        return await delete_unchanged(base.store, seen, timeout=timeout)
 
     with monkeypatch.context() as patch:
         patch.setattr(type(base.store), "delete_unchanged", refused)
@@ -364,13 +364,3 @@ def test_a_terminal_is_asked(
     base.put(f"{TASK}/orphan")
     done = command("sweep", "--refs", str(file), "--delete", "--yes", stdin=b"")
     assert (done.code, len(base.names())) == (0, 3)
-
-
-def test_nothing_is_left_in_the_temporary_directory(
-    base: Base, live: list[str], command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = tmp_path / "tmp"
-    directory.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(directory))
-    command("sweep", "--refs", "-", stdin=snapshot(base.url, live))
-    assert list(directory.iterdir()) == []

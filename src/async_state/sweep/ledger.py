@@ -1,4 +1,4 @@
-"""What a sweep has to remember of a million objects: a SQLite file in a temporary directory.
+"""What a sweep has to remember of a million objects: a temporary file of SQLite's.
 
 Names are compared by their bytes, as the stores list them, so that a page of a listing is a range of every table.
 """
@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime, timezone
 from enum import Enum
 from itertools import islice
-from pathlib import Path
 from typing import Final
 
 from async_state.stores.base import Entry
 
 _PAGE: Final = 1000
 _SCHEMA: Final = """
+PRAGMA temp_store = FILE;
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 PRAGMA cache_size = -32768;
@@ -152,12 +151,14 @@ class Ledger:
 
 @contextlib.contextmanager
 def opened() -> Iterator[Ledger]:
-    """Open a new ledger in a temporary directory, and remove both in the end."""
-    with tempfile.TemporaryDirectory(prefix="async-state-sweep-") as directory:
-        # Threads use it by turns: while one reads the database, the I/O thread waits.
-        connection = sqlite3.connect(Path(directory) / "ledger.db", check_same_thread=False)
-        with contextlib.closing(connection):
-            yield Ledger(connection)
+    """Open a new ledger, and remove it in the end.
+
+    SQLite calls this a temporary database: a file in the directory of temporary files that has no name any more. So it
+    goes with the process, even if that is killed.
+    """
+    # Threads use it by turns: while one reads the rows, the I/O thread waits.
+    with contextlib.closing(sqlite3.connect("", check_same_thread=False)) as connection:
+        yield Ledger(connection)
 
 
 def after(prefix: str) -> str:
