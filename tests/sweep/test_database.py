@@ -51,14 +51,19 @@ def clear(engine: Engine) -> None:
 
 def insert(engine: Engine, tasks: dict[str, Any], assets: dict[tuple[int, str], Any]) -> None:
     """Write rows, of tasks by key and of assets by id and key, without the runs and assets that they belong to."""
+    from airflow.models.base import Base as Model
+
+    table = Model.metadata.tables["task_state_store"]
     key = "`key`" if engine.dialect.name == "mysql" else "key"
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SET session_replication_role = replica"))
         if engine.dialect.name == "mysql":
             connection.execute(text("SET foreign_key_checks = 0"))
+        # As Airflow 3.4 calls it.
+        index = "region_index" if "region_index" in table.columns else "map_index"
         task = (
-            f"INSERT INTO task_state_store (dag_run_id, task_id, map_index, {key}, dag_id, run_id, value, updated_at) "  # noqa: S608
+            f"INSERT INTO task_state_store (dag_run_id, task_id, {index}, {key}, dag_id, run_id, value, updated_at) "  # noqa: S608
             "VALUES (1, 't', -1, :key, 'd', 'r', :value, '2026-01-01 00:00:00')"
         )
         asset = (

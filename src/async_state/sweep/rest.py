@@ -44,6 +44,8 @@ _AGAIN: Final = (
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
+#: How Airflow 3.4 addresses what has no region.
+_NO_REGION: Final = "00000000-0000-0000-0000-000000000000"
 #: What Airflow says, with 403 and not 401, of a token that it did not make.
 _NO_TOKEN: Final = "Invalid JWT token"  # noqa: S105
 #: No DAG can be called so.
@@ -147,10 +149,11 @@ class Rest:
             return None
         dag, run, task = (quote(text, safe="") for text in (place.dag_id, place.run_id, place.task_id))
         instances = f"dags/{dag}/dagRuns/{run}/taskInstances/{task}"
-        await self._ask_rows(prefix, f"{instances}/state-store", "task_state_store", map_index=place.map_index)
-        answer = await self._get(f"{instances}/{place.map_index}")
-        found = tuple(answer.body.get(field) for field in ("dag_id", "dag_run_id", "task_id", "map_index"))
-        if answer.status != HTTPStatus.OK or found != (place.dag_id, place.run_id, place.task_id, place.map_index):
+        # Airflow 3.4 would look for the region itself; 3.3 ignores what it does not know.
+        exact = {"region_id": place.region or _NO_REGION, "region_index": place.map_index}
+        await self._ask_rows(prefix, f"{instances}/state-store", "task_state_store", map_index=place.map_index, **exact)
+        answer = await self._get(f"{instances}/{place.map_index}", **exact)
+        if answer.status != HTTPStatus.OK or not _is_instance(answer.body, place):
             raise _DoubtError
         self._ledger.add_shown(prefix)
         return None
@@ -340,6 +343,20 @@ def _scopes(ledger: Ledger) -> Iterator[tuple[str, Place]]:
         if place := parse_name(name):
             yield prefix, place
         last = after(prefix)
+
+
+def _is_instance(found: dict[str, Any], place: Place) -> bool:
+    """Tell whether a task instance is the one to whose state the place belongs."""
+    region = found.get("region_id") or ""
+    index = found.get("region_index") if region else found.get("map_index")
+    named = tuple(found.get(field) for field in ("dag_id", "dag_run_id", "task_id"))
+    return (*named, region.replace(_NO_REGION, ""), index) == (
+        place.dag_id,
+        place.run_id,
+        place.task_id,
+        place.region,
+        place.map_index,
+    )
 
 
 def _asset_prefixes(asset: dict[str, Any]) -> list[str]:
