@@ -1,1 +1,1 @@
-"""Example Dags: see each one's docstring for what it shows and how to use it."""
+"""DAGs to take over as they are: copy one to the folder of DAGs, or import it there."""

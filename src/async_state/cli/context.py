@@ -1,0 +1,53 @@
+"""What every command needs: the settings, and a store that is open while the command runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from async_state import connection, threads
+from async_state.connection import Connection
+from async_state.settings import Settings
+from async_state.stores import open_store
+from async_state.stores.base import Store
+
+
+def settings() -> Settings:
+    """Return the settings that Airflow's configuration has on this machine.
+
+    Raises:
+        ConfigurationError: An option can't be used.
+    """
+    from async_state.compat import airflow_conf
+
+    return Settings.from_conf(airflow_conf())
+
+
+async def connection_of(settings: Settings) -> Connection:
+    """Look up the connection of ``[async_state] aws_conn_id``; an empty one stands for botocore's own chain.
+
+    Raises:
+        ConfigurationError: There is no such connection, or it can't be used.
+    """
+    if not settings.aws_conn_id:
+        return Connection()
+    # On a thread: the look-up blocks, and this is the I/O thread's event loop.
+    return await threads.call(connection.get, settings.aws_conn_id)
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings, base: str = "") -> AsyncIterator[Store]:
+    """Open the store below one of the settings' base URLs for the block.
+
+    Args:
+        settings: How to reach it.
+        base: The base URL; empty for `Settings.url`.
+
+    Yields:
+        The store, on the I/O thread, where every command runs.
+    """
+    store = open_store(base or settings.url, settings, await connection_of(settings))
+    try:
+        yield store
+    finally:
+        await store.aclose()

@@ -1,0 +1,93 @@
+"""The references in the value of a row.
+
+A worker's row holds ``{"__airflow_state_ref__": "<URL>"}``. Through the UI, the REST API and SQL, anybody can store
+anything, so whatever looks like the URL of an object of ours counts as a reference to it, wherever in the value it is:
+an object that is kept in vain costs a few bytes, and one that is deleted in error costs a value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from async_state.settings import Settings
+
+#: The key under which the SDK stores a reference.
+MARKER: Final = "__airflow_state_ref__"
+
+_NAME: Final = r"/[A-Za-z0-9_.:%~@/-]+"
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def swept_bases(settings: Settings) -> tuple[str, ...]:
+    """Return the base URLs below which references name objects below ``settings.url``.
+
+    Objects of a moved URL were copied below the present one, where they have the same names.
+    """
+    return (settings.url, *getattr(settings, "moved_urls", ()))
+
+
+def exported_bases(settings: Settings) -> tuple[str, ...]:
+    """Return the base URLs of all references that some sweep may need."""
+    return tuple(dict.fromkeys((*settings.bases, *swept_bases(settings))))
+
+
+class References:
+    """Finds references below some base URLs.
+
+    Args:
+        bases: The base URLs.
+    """
+
+    def __init__(self, bases: Iterable[str]) -> None:
+        self._bases = tuple(f"{base}/" for base in bases)
+        self._pattern = re.compile("|".join(f"{re.escape(base[:-1])}{_NAME}" for base in self._bases))
+
+    def find(self, text: object) -> set[str]:
+        """Return every reference in a row's value: below the base URLs, and below others after the SDK's marker.
+
+        Args:
+            text: JSON text, as the database has it; or whatever else stands there.
+        """
+        if isinstance(text, (bytes, bytearray, memoryview)):
+            text = bytes(text).decode(errors="replace")
+        if not isinstance(text, str):
+            return self.find_in(text)
+        try:
+            return self.find_in(json.loads(text))
+        # Also too deep, or with an integer that is too long. JSON may escape a slash by a backslash.
+        except (ValueError, RecursionError):
+            return self.find_in(text) | self.find_in(text.replace("\\", ""))
+
+    def find_in(self, value: Any) -> set[str]:
+        """Return every reference in a parsed value. As `find`."""
+        found: set[str] = set()
+        for text, is_marked in _texts(value):
+            found.update(self._pattern.findall(text))
+            if is_marked and _URL.match(text):
+                found.add(text)
+        return found
+
+    def names(self, refs: Iterable[str]) -> Iterator[str]:
+        """Yield the object name of each reference that is below one of the base URLs."""
+        for ref in refs:
+            for base in self._bases:
+                if ref.startswith(base):
+                    yield ref[len(base) :]
+
+
+def _texts(value: Any) -> Iterator[tuple[str, bool]]:
+    """Yield each string in a JSON value, and whether the SDK's marker stands before it."""
+    left: list[tuple[Any, bool]] = [(value, False)]
+    while left:
+        item, is_marked = left.pop()
+        if isinstance(item, str):
+            yield item, is_marked
+        elif isinstance(item, dict):
+            left += [(key, False) for key in item]
+            left += [(inner, key == MARKER) for key, inner in item.items()]
+        elif isinstance(item, list):
+            left += [(inner, False) for inner in item]
