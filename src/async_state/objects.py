@@ -8,16 +8,34 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from async_state import codec, connection, iothread
+from async_state.codec import Stored
 from async_state.connection import Connection
 from async_state.errors import ConfigurationError, CorruptObjectError, StoreCredentialsError, StoreTimeoutError
 from async_state.limiter import Limiter
 from async_state.settings import Settings
 from async_state.stores import Stores
 
+if TYPE_CHECKING:
+    from datetime import datetime
+
 T = TypeVar("T")
+
+
+@dataclass
+class Operation:
+    """One operation.
+
+    Attributes:
+        until: When its time is over, by `time.monotonic`.
+        bytes: How many bytes of objects it has read or written so far.
+    """
+
+    until: float
+    bytes: int = 0
 
 
 class Objects:
@@ -34,12 +52,21 @@ class Objects:
         # Without a connection to look up, there is nothing to wait for.
         self._connection = None if settings.aws_conn_id else Connection()
 
+    @property
+    def url(self) -> str:
+        """The settings' base URL."""
+        return self._settings.url
+
     @contextlib.asynccontextmanager
-    async def operation(self) -> AsyncIterator[float]:
-        """Hold one of ``max_concurrency`` slots for the block, and yield when the operation's time is over.
+    async def operation(self, name: str = "") -> AsyncIterator[Operation]:
+        """Hold one of ``max_concurrency`` slots for the block, in which one operation is done.
 
         A slot is taken before anything else is done: of thousands of operations that start at once, each would do its
         share of packing in the same step of their loop. Waiting for it counts towards ``timeout``.
+
+        Args:
+            name: What is done, for telemetry: ``get``, ``set``, ``delete``, ``clear``, ``serialize``, ``deserialize``,
+                ``purge`` or ``cleanup``. Empty: it is not measured.
 
         Raises:
             StoreTimeoutError: there was no slot within ``timeout``.
@@ -55,49 +82,70 @@ class Objects:
                 "answers, or raise [async_state] max_concurrency or timeout"
             ) from None
         try:
-            yield until
+            yield Operation(until)
         finally:
             await slot.__aexit__(None, None, None)
 
-    async def read(self, base: str, name: str, until: float) -> str | None:
-        """Return the text of the object ``name`` below ``base``, or ``None`` if there is none.
+    async def fetch(self, base: str, name: str, operation: Operation) -> bytes | None:
+        """Return the content of the object ``name`` below ``base``, or ``None`` if there is none.
 
         Args:
-            base: one of the settings' base URLs.
-            name: the object's.
-            until: as `operation` gives it.
+            base: One of the settings' base URLs.
+            name: The object's.
+            operation: As `operation` gives it.
 
         Raises:
-            CorruptObjectError: the object is damaged; the message has its URL.
-            StoreError: the store failed.
+            CorruptObjectError: The object is damaged; the message has its URL.
+            StoreError: The store failed.
         """
         with naming(f"{base}/{name}"):
-            body = await self._hop(self._stores.get, base, name, until=until)
-            if body is None:
-                return None
-            return codec.decode(body) if iothread.blocks() else await codec.adecode(body)
+            body = await self._hop(self._stores.get, base, name, until=operation.until)
+        operation.bytes += len(body or b"")
+        return body
 
-    async def write(self, name: str, text: str, until: float) -> None:
+    async def read(self, base: str, name: str, operation: Operation) -> str | None:
+        """Return the text of the object ``name`` below ``base``, or ``None`` if there is none. As `fetch`."""
+        found = await self.read_stored(base, name, operation)
+        return None if found is None else found.text
+
+    async def read_stored(self, base: str, name: str, operation: Operation) -> Stored | None:
+        """Return the text of an object and when it expires. As `read`."""
+        body = await self.fetch(base, name, operation)
+        if body is None:
+            return None
+        with naming(f"{base}/{name}"):
+            return codec.unpack(body) if iothread.blocks() else await codec.aunpack(body)
+
+    async def write(self, name: str, text: str, operation: Operation, *, expires_at: datetime | None = None) -> None:
         """Write the text below the settings' URL, compressed as they say.
 
         Raises:
-            InvalidValueError: the text is too large.
-            StoreError: the store failed.
+            InvalidValueError: The text is too large, or ``expires_at`` is no ``datetime``.
+            StoreError: The store failed.
         """
         settings = self._settings
         # Exact only for ASCII, as JSON text from Airflow is; a threshold needs no more.
         compression = settings.compression if len(text) >= settings.compression_threshold else "none"
-        packed = codec.encode(text, compression) if iothread.blocks() else await codec.aencode(text, compression)
-        body, content_encoding = packed
-        await self._hop(self._stores.put, settings.url, name, body, content_encoding, until=until)
+        if iothread.blocks():
+            body, content_encoding = codec.encode(text, compression, expires_at)
+        else:
+            body, content_encoding = await codec.aencode(text, compression, expires_at)
+        await self._hop(self._stores.put, settings.url, name, body, content_encoding, until=operation.until)
+        operation.bytes += len(body)
 
-    async def purge_names(self, base: str, names: Iterable[str], until: float) -> None:
+    async def purge_names(self, base: str, names: Iterable[str], operation: Operation) -> None:
         """Delete the named objects below ``base``. Errors as in `purge.purge_names`."""
-        await self._hop(self._stores.purge_names, base, names, until=until)
+        await self._hop(self._stores.purge_names, base, names, until=operation.until)
 
-    async def purge_prefix(self, prefix: str, until: float) -> None:
-        """Delete everything below ``prefix``. Errors as in `purge.purge_prefix`."""
-        await self._hop(self._stores.purge_prefix, self._settings.url, prefix, until=until)
+    async def purge_prefix(
+        self, prefix: str, operation: Operation, selects: Callable[[str], bool] | None = None
+    ) -> None:
+        """Delete everything below ``prefix``, or of it what ``selects`` says. Errors as in `purge.purge_prefix`."""
+        await self._hop(self._stores.purge_prefix, self.url, prefix, selects, until=operation.until)
+
+    async def cleanup(self, operation: Operation) -> int:
+        """Delete what has expired below the settings' URL. As `cleanup.delete_expired`."""
+        return await self._hop(self._stores.cleanup, self.url, until=operation.until)
 
     async def aclose(self) -> None:
         """Close the connections of every store that was used, as soon as no operation uses them."""

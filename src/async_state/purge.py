@@ -7,7 +7,7 @@ at any number of objects.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import anyio
@@ -18,7 +18,14 @@ from async_state.stores.base import Store
 _SHOWN: Final = 5
 
 
-async def purge_prefix(store: Store, prefix: str, *, concurrency: int, timeout: float) -> None:
+async def purge_prefix(
+    store: Store,
+    prefix: str,
+    *,
+    concurrency: int,
+    timeout: float,
+    selects: Callable[[str], bool] | None = None,
+) -> None:
     """Delete every object whose name starts with ``prefix``.
 
     Args:
@@ -27,13 +34,14 @@ async def purge_prefix(store: Store, prefix: str, *, concurrency: int, timeout: 
         concurrency: the most batches that are deleted at once.
         timeout: seconds for each page listed and for each batch deleted. A clear of a million keys may take its time,
             as long as it gets on.
+        selects: tells which of the names are deleted; ``None`` for all.
 
     Raises:
         PurgeError: some objects could not be deleted; all that could be are.
         StoreError: the objects could not be listed; those listed until then are deleted.
     """
     async with contextlib.aclosing(store.list(prefix, timeout=timeout)) as pages:
-        await _purge(store, pages, concurrency, timeout)
+        await _purge(store, _selected(pages, selects) if selects else pages, concurrency, timeout)
 
 
 async def purge_names(store: Store, names: Iterable[str], *, concurrency: int, timeout: float) -> None:
@@ -82,6 +90,14 @@ def _report(remaining: Mapping[str, StoreError]) -> str:
         f"{len(remaining)} object(s) could not be deleted: {names}{more}. First cause: {first}. What could be deleted "
         "is; running the same clear or purge again takes up the rest."
     )
+
+
+async def _selected(
+    pages: AsyncIterator[Sequence[str]], selects: Callable[[str], bool]
+) -> AsyncGenerator[Sequence[str], None]:
+    async for page in pages:
+        if names := [name for name in page if selects(name)]:
+            yield names
 
 
 async def _batches(names: Iterable[str], size: int) -> AsyncGenerator[Sequence[str], None]:
