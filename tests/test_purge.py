@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from datetime import datetime, timezone
 
 import anyio
 import pytest
@@ -15,7 +16,7 @@ from anyio.lowlevel import checkpoint
 
 from async_state.errors import PurgeError, StoreError, StoreUnavailableError
 from async_state.purge import purge_names, purge_prefix
-from async_state.stores.base import Store
+from async_state.stores.base import Details, Entry, Store
 
 pytestmark = pytest.mark.anyio
 
@@ -74,8 +75,9 @@ class CountingStore:
         self.names = [name for name in self.names if name not in gone]
         return {name: StoreError(f". {name} is kept. ") for name in names if name in self._refused}
 
-    async def list(self, prefix: str, **_: object) -> AsyncGenerator[Sequence[str], None]:
-        found = [name for name in self.names if name.startswith(prefix)]
+    async def entries(self, prefix: str, **_: object) -> AsyncGenerator[Sequence[Entry], None]:
+        now = datetime.now(timezone.utc)
+        found = [Entry(name, 1, now, "") for name in self.names if name.startswith(prefix)]
         try:
             for start in range(0, len(found), LIMIT):
                 if self.pages == self._pages_before_failure:
@@ -84,6 +86,15 @@ class CountingStore:
                 yield found[start : start + LIMIT]
         finally:
             self.listing_closed = True
+
+    async def head(self, name: str, **_: object) -> Details | None:
+        raise NotImplementedError
+
+    async def delete_unchanged(self, seen: Details, **_: object) -> bool:
+        raise NotImplementedError
+
+    async def copy_from(self, base_url: str, name: str, **_: object) -> bool:
+        raise NotImplementedError
 
     async def aclose(self) -> None:
         raise NotImplementedError

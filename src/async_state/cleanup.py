@@ -15,7 +15,7 @@ import anyio
 
 from async_state import codec, keys
 from async_state.errors import CorruptObjectError, StoreError
-from async_state.stores.base import Store
+from async_state.stores.base import Entry, Store
 
 log = logging.getLogger(__name__)
 
@@ -44,51 +44,43 @@ async def delete_expired(store: Store, *, concurrency: int, timeout: float) -> i
     failed: list[StoreError] = []
     slots = anyio.Semaphore(concurrency)
 
-    async def clean(name: str) -> None:
+    async def clean(entry: Entry) -> None:
         nonlocal deleted
         try:
-            deleted += await _delete_if_expired(store, name, timeout)
+            deleted += await _delete_if_expired(store, entry, timeout)
         except CorruptObjectError as e:
-            log.warning("The object %s can't be read, so it may have expired and is left behind: %s", name, e)
+            log.warning("The object %s can't be read, so it is left, whether it has expired or not: %s", entry.name, e)
         except StoreError as e:
             failed.append(e)
         finally:
             slots.release()
 
     for prefix in _PREFIXES:
-        async with contextlib.aclosing(store.list(prefix, timeout=timeout)) as pages:
+        async with contextlib.aclosing(store.entries(prefix, timeout=timeout)) as pages:
             async for page in pages:
                 async with anyio.create_task_group() as group:
-                    for name in page:
-                        if _is_row(name):
-                            await slots.acquire()
-                            # One that failed (denied, unreachable) foretells the others.
-                            if failed:
-                                slots.release()
-                                break
-                            group.start_soon(clean, name)
+                    for entry in filter(_is_row, page):
+                        await slots.acquire()
+                        # One that failed (denied, unreachable) foretells the others.
+                        if failed:
+                            slots.release()
+                            break
+                        group.start_soon(clean, entry)
                 if failed:
                     raise failed[0]
     return deleted
 
 
-async def _delete_if_expired(store: Store, name: str, timeout: float) -> bool:
-    if not await _has_expired(store, name, timeout):
+async def _delete_if_expired(store: Store, entry: Entry, timeout: float) -> bool:
+    body = await store.get(entry.name, timeout=timeout)
+    if body is None or not (await codec.aunpack(body)).has_expired:
         return False
-    seen = await store.head(name, timeout=timeout)
-    # What is read after `head` is what it saw, or newer, and then it is not deleted.
-    return (
-        seen is not None
-        and await _has_expired(store, name, timeout)
-        and await store.delete_unchanged(seen, timeout=timeout)
-    )
+    # What was read may be newer than what was listed. If it is, the store says something else of it.
+    seen = await store.head(entry.name, timeout=timeout)
+    return seen is not None and seen.entry == entry and await store.delete_unchanged(seen, timeout=timeout)
 
 
-async def _has_expired(store: Store, name: str, timeout: float) -> bool:
-    body = await store.get(name, timeout=timeout)
-    return body is not None and (await codec.aunpack(body)).has_expired
-
-
-def _is_row(name: str) -> bool:
+def _is_row(entry: Entry) -> bool:
     # Most names are told apart without being decoded.
-    return "/server/" in name and (place := keys.parse_name(name)) is not None and place.side is keys.Side.SERVER
+    place = keys.parse_name(entry.name) if "/server/" in entry.name else None
+    return place is not None and place.side is keys.Side.SERVER

@@ -145,10 +145,8 @@ def unpack(body: bytes) -> Stored:
         CorruptObjectError: The bytes are truncated, damaged or not UTF-8, or the text takes more than 256 MiB.
         ConfigurationError: The compression is zstd, and the package ``zstandard`` is not installed.
     """
-    if body.startswith(_GZIP_MAGIC):
-        body = _gunzip(body)
-    elif body.startswith(_ZSTD_MAGIC):
-        body = _unzstd(body)
+    if encoding := content_encoding(body):
+        body = _gunzip(body) if encoding == "gzip" else _unzstd(body)
     if len(body) > MAX_TEXT_BYTES:
         raise CorruptObjectError(f"text of more than {MAX_TEXT_BYTES} bytes")
     expires_at, start = _expiry(body)
@@ -165,9 +163,16 @@ async def adecode(body: bytes) -> str:
 
 async def aunpack(body: bytes) -> Stored:
     """Return what the bytes hold; a large body is unpacked on a thread. As `unpack`."""
-    if len(body) < _THREAD_BYTES and not body.startswith((_GZIP_MAGIC, _ZSTD_MAGIC)):
+    if len(body) < _THREAD_BYTES and not content_encoding(body):
         return unpack(body)
     return await threads.call(unpack, body)
+
+
+def content_encoding(body: bytes) -> str:
+    """Return the Content-Encoding of what `encode` made, of which the first four bytes are enough."""
+    if body.startswith(_GZIP_MAGIC):
+        return "gzip"
+    return "zstd" if body.startswith(_ZSTD_MAGIC) else ""
 
 
 def zstd_available() -> bool:

@@ -28,7 +28,7 @@ from urllib.parse import quote, unquote
 from uuid import UUID
 
 from async_state import codec, iothread, threads
-from async_state.errors import ConfigurationError, CorruptObjectError
+from async_state.errors import ConfigurationError, CorruptObjectError, StoreError
 from async_state.keys import MAX_KEY_LENGTH, MAX_OBJECT_KEY_BYTES
 from async_state.objects import Objects, naming
 from async_state.settings import Settings
@@ -129,7 +129,7 @@ class CommonIo:
             StoreError: The store failed.
         """
         objects = self._usable()
-        with _naming_option(self._location):
+        with _explained():
             async with objects.operation("deserialize") as operation:
                 body = await objects.fetch(objects.url, name, operation)
         if body is None:
@@ -143,7 +143,7 @@ class CommonIo:
     async def purge(self, names: Iterable[str]) -> None:
         """Delete the named objects. Errors as in `read`, and as in `Objects.purge_names`."""
         objects = self._usable()
-        with _naming_option(self._location):
+        with _explained():
             async with objects.operation("purge") as operation:
                 await objects.purge_names(objects.url, names, operation)
 
@@ -163,7 +163,7 @@ class CommonIo:
             return
         objects = self._usable()
         of_asset = prefix.startswith("assets/") and not hasattr(scope, "dag_id")
-        with _naming_option(self._location):
+        with _explained():
             async with objects.operation("clear") as operation:
                 await objects.purge_prefix(prefix, operation, _is_asset_name if of_asset else _is_task_name)
 
@@ -317,17 +317,17 @@ def _read(file: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def _naming_option(location: _Location) -> Iterator[None]:
-    """Name common-io's option in the error of a connection that can't be used."""
+def _explained() -> Iterator[None]:
+    """Add to an error of the block that common-io's option, and not one of ours, says where and how."""
     try:
         yield
-    except ConfigurationError as e:
-        if not location.conn_id:
-            raise
-        raise ConfigurationError(
-            f"{e}. It is the connection in [{_SECTION}] {_OPTION}; without it there, the objects below that path are "
-            "read and deleted with the credentials of [async_state]"
-        ) from e
+    except (StoreError, ConfigurationError) as e:
+        e.args = (
+            f"{e} This is about what common-io has stored: [{_SECTION}] {_OPTION} says where, and by which connection; "
+            "without a connection in it, the credentials of [async_state] count. Remove that option once no key refers "
+            "to common-io's objects any more.",
+        )
+        raise
 
 
 def _bad(what: str) -> ConfigurationError:

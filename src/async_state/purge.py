@@ -40,8 +40,8 @@ async def purge_prefix(
         PurgeError: some objects could not be deleted; all that could be are.
         StoreError: the objects could not be listed; those listed until then are deleted.
     """
-    async with contextlib.aclosing(store.list(prefix, timeout=timeout)) as pages:
-        await _purge(store, _selected(pages, selects) if selects else pages, concurrency, timeout)
+    async with contextlib.aclosing(_pages_of_names(store, prefix, selects, timeout)) as pages:
+        await _purge(store, pages, concurrency, timeout)
 
 
 async def purge_names(store: Store, names: Iterable[str], *, concurrency: int, timeout: float) -> None:
@@ -92,12 +92,14 @@ def _report(remaining: Mapping[str, StoreError]) -> str:
     )
 
 
-async def _selected(
-    pages: AsyncIterator[Sequence[str]], selects: Callable[[str], bool]
+async def _pages_of_names(
+    store: Store, prefix: str, selects: Callable[[str], bool] | None, timeout: float
 ) -> AsyncGenerator[Sequence[str], None]:
-    async for page in pages:
-        if names := [name for name in page if selects(name)]:
-            yield names
+    async with contextlib.aclosing(store.entries(prefix, timeout=timeout)) as pages:
+        async for page in pages:
+            names = [entry.name for entry in page if selects is None or selects(entry.name)]
+            if names:
+                yield names
 
 
 async def _batches(names: Iterable[str], size: int) -> AsyncGenerator[Sequence[str], None]:

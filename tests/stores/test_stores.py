@@ -40,7 +40,7 @@ def prefix() -> str:
 
 async def names(store: Store, prefix: str) -> list[str]:
     async def listed() -> list[str]:
-        return [name async for page in store.list(prefix, timeout=20) for name in page]
+        return [name async for page in store.entries(prefix, timeout=20) for name, *_ in page]
 
     return sorted(await iothread.arun(listed))
 

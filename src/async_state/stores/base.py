@@ -14,13 +14,13 @@ from async_state.errors import StoreError, StoreTimeoutError
 
 
 class Entry(NamedTuple):
-    """What a listing says of an object.
+    """What a listing says of an object. `Store.head` says the same as long as the object is not written again.
 
     Attributes:
         name: The object's name, below the base URL.
         size: The stored bytes.
-        modified: When it was last written, by the store's clock, with a time zone.
-        etag: What the store calls this content; another content has another one.
+        modified: When it was last written, by the store's clock, with a time zone; in S3 to the second.
+        etag: What the store calls this content, without quotes; another content has another one.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Details(NamedTuple):
         entry: As in a listing.
         content_encoding: How it is compressed: empty, ``gzip`` or ``zstd``.
         metadata: Its user-defined metadata, by lower-case name.
-        version: The id of this version where the store keeps versions, or an empty string.
+        version: The id of this version, where the store keeps the earlier versions of an object, or an empty string.
     """
 
     entry: Entry
@@ -68,8 +68,38 @@ class Store(Protocol):
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         """Delete the objects; missing ones count as deleted. Return the error of each that is left, or raise one."""
 
-    def list(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[str], None]:
-        """Yield the names that start with ``prefix`` (which ends in ``/``), pages of at most `delete_limit`."""
+    def entries(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[Entry], None]:
+        """Yield the objects whose names start with ``prefix``, in pages of at most `delete_limit`, in constant memory.
+
+        What others have put there is listed as well. The order is the store's: that of the names' bytes in S3, but not
+        in all that speaks it.
+
+        Args:
+            prefix: Ends in ``/``, or is empty for everything below the base URL.
+            timeout: Seconds for each page.
+        """
+
+    async def head(self, name: str, *, timeout: float) -> Details | None:
+        """Return what the store says of the object, or ``None`` if there is none."""
+
+    async def delete_unchanged(self, seen: Details, *, timeout: float) -> bool:
+        """Delete the object if it is still the one that `head` has seen. Nothing that was written since is deleted.
+
+        Where the store keeps versions, the version that was seen is deleted by its id, after all earlier ones of the
+        same name, so that none of them comes back. An S3 store that ignores ``If-Match`` deletes whatever is there:
+        call `head` immediately before, and what remains is the time between the two requests.
+
+        Returns:
+            Whether the object is gone; ``True`` also where somebody else has deleted it, and ``False`` where another
+            one has its name by now, which is kept.
+        """
+
+    async def copy_from(self, base_url: str, name: str, *, timeout: float) -> bool:
+        """Copy the object ``name`` from below ``base_url``, another base URL of the same kind, inside the store.
+
+        Returns:
+            Whether it is copied. ``False`` means that the store can't do it: get it there and put it here.
+        """
 
     async def aclose(self) -> None:
         """Release connections. The store may be used again afterwards, and opens them anew."""

@@ -3,6 +3,9 @@
 Writes are atomic: a temporary file beside the object, flushed to the disk, then renamed over it. Files and directories
 belong to their owner alone. No symbolic link below the root is followed.
 
+Whoever deletes what has not changed locks the directory against renames meanwhile, by ``flock``. File systems without
+it leave the time between two system calls.
+
 A disk can block for as long as it likes, so every operation works on a thread, which nothing can stop. An operation
 that is cancelled or runs out of time is given up instead: its thread changes no more files. If the thread is in the
 middle of a change, later operations of this process wait for its end. So nothing that is given up undoes what comes
@@ -14,20 +17,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import BinaryIO, Concatenate, Final, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from async_state import threads
-from async_state.codec import MAX_BODY_BYTES
+from async_state.codec import MAX_BODY_BYTES, content_encoding
 from async_state.errors import CorruptObjectError, StoreAccessError, StoreError
-from async_state.stores.base import deadline
+from async_state.stores.base import Details, Entry, deadline
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -61,10 +66,19 @@ class FileStore:
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         return await self._call(timeout, "delete", names[0], self._unlink, names)
 
-    async def list(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[str], None]:
+    async def entries(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[Entry], None]:
         walk = _Walk(self, prefix)
         while page := await self._call(timeout, "list", prefix, walk.next_page, self.delete_limit):
             yield page
+
+    async def head(self, name: str, *, timeout: float) -> Details | None:
+        return await self._call(timeout, "read", name, self._head, name)
+
+    async def delete_unchanged(self, seen: Details, *, timeout: float) -> bool:
+        return await self._call(timeout, "delete", seen.entry.name, self._unlink_unchanged, seen.entry)
+
+    async def copy_from(self, base_url: str, name: str, *, timeout: float) -> bool:
+        return False
 
     async def aclose(self) -> None:
         """Nothing to release: no file stays open."""
@@ -120,7 +134,7 @@ class FileStore:
             StoreError: A symbolic link is on the way from the root.
         """
         path = self.root / name
-        directory = path if name.endswith("/") else path.parent
+        directory = path if not name or name.endswith("/") else path.parent
         expected = os.path.join(os.path.realpath(self.root), os.path.relpath(directory, self.root))
         if os.path.realpath(directory) != os.path.normpath(expected):
             raise StoreError(
@@ -130,19 +144,23 @@ class FileStore:
         return path
 
     def _read(self, work: _Work, name: str) -> bytes | None:
-        path = self.path(name)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
+        file = self._open(name)
+        if file is None:
             return None
-        with os.fdopen(descriptor, "rb") as file:
+        with file:
             # A file never changes once it has its name.
-            if (size := os.fstat(descriptor).st_size) <= MAX_BODY_BYTES:
+            if (size := os.fstat(file.fileno()).st_size) <= MAX_BODY_BYTES:
                 return file.read(size)
         raise CorruptObjectError(
-            f"the object {path} can't be read: it has {size} bytes, and no value takes more "
+            f"the object {self.path(name)} can't be read: it has {size} bytes, and no value takes more "
             f"than {MAX_BODY_BYTES}. Delete the key so that the next set writes it anew"
         )
+
+    def _open(self, name: str) -> BinaryIO | None:
+        try:
+            return os.fdopen(os.open(self.path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+        except FileNotFoundError:
+            return None
 
     def _write(self, work: _Work, name: str, body: bytes) -> None:
         path = self.path(name)
@@ -168,9 +186,11 @@ class FileStore:
                 file.write(body)
                 file.flush()
                 os.fsync(file.fileno())
-            with work.change():
-                Path(temporary).replace(path)
-            _flush_directory(path.parent)
+            with _open_directory(path.parent) as directory:
+                _lock(directory, fcntl.LOCK_SH)
+                with work.change():
+                    Path(temporary).replace(path)
+                _flush(directory)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             if work.given_up:
@@ -191,6 +211,24 @@ class FileStore:
                 failed[name] = self._error("delete", name, e)
         return failed
 
+    def _head(self, work: _Work, name: str) -> Details | None:
+        file = self._open(name)
+        if file is None:
+            return None
+        with file:
+            return Details(_entry(name, os.fstat(file.fileno())), content_encoding(file.read(4)), {}, "")
+
+    def _unlink_unchanged(self, work: _Work, seen: Entry) -> bool:
+        path = self.path(seen.name)
+        with contextlib.suppress(FileNotFoundError), _open_directory(path.parent) as directory:
+            _lock(directory, fcntl.LOCK_EX)
+            with work.change():
+                if _entry(seen.name, path.lstat()) != seen:
+                    return False
+                path.unlink()
+        self._prune(path.parent)
+        return True
+
     def _prune(self, directory: Path) -> None:
         """Remove directories that have become empty, up to the root."""
         while directory != self.root:
@@ -207,35 +245,41 @@ class _Walk:
     """A listing, one page at a time."""
 
     def __init__(self, store: FileStore, prefix: str) -> None:
-        self._names = self._walk(store, prefix)
+        self._entries = self._walk(store, prefix)
         self._failure: OSError | None = None
 
-    def next_page(self, work: _Work, size: int) -> Sequence[str]:
-        page = list(islice(self._names, size))
+    def next_page(self, work: _Work, size: int) -> Sequence[Entry]:
+        page = list(islice(self._entries, size))
         # All others first, since whoever clears deletes what is listed.
         if not page and self._failure is not None:
             raise self._failure
         return page
 
-    def _walk(self, store: FileStore, prefix: str) -> Iterator[str]:
+    def _walk(self, store: FileStore, prefix: str) -> Iterator[Entry]:
         # Temporary files too, as a process that was killed leaves one: whoever is still writing one begins again.
         # Links too, but not what they point to.
         root = len(str(store.root)) + 1
-        directories = [str(store.path(prefix))]
-        while directories:
-            try:
-                with os.scandir(directories.pop()) as found:
-                    entries = list(found)
-            except FileNotFoundError:
+        left = self._scan(store.path(prefix))
+        while left:
+            found = left.pop()
+            if found.is_dir(follow_symlinks=False):
+                left += self._scan(found)
                 continue
-            except OSError as e:
-                self._failure = e
-                continue
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    directories.append(entry.path)
-                else:
-                    yield entry.path[root:]
+            # Somebody else may have deleted it.
+            with contextlib.suppress(FileNotFoundError):
+                yield _entry(found.path[root:], found.stat(follow_symlinks=False))
+
+    def _scan(self, directory: os.PathLike[str]) -> list[os.DirEntry[str]]:
+        """Return what is in the directory, in the reverse order of names."""
+        try:
+            with os.scandir(directory) as found:
+                # As in a name, where a slash follows a directory.
+                return sorted(found, key=lambda e: f"{e.name}/" if e.is_dir(follow_symlinks=False) else e.name)[::-1]
+        except FileNotFoundError:
+            return []
+        except OSError as e:
+            self._failure = e
+            return []
 
 
 class _GivenUpError(Exception):
@@ -285,13 +329,31 @@ class _Work:
 _unsettled: Final[dict[asyncio.Future[None], Path]] = {}
 
 
-def _flush_directory(directory: Path) -> None:
-    """Make a new name in the directory survive a power cut."""
+def _entry(name: str, status: os.stat_result) -> Entry:
+    # Each write makes a file of its own, so that even an equal content is another one.
+    etag = f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+    return Entry(name, status.st_size, datetime.fromtimestamp(status.st_mtime, timezone.utc), etag)
+
+
+@contextlib.contextmanager
+def _open_directory(directory: Path) -> Iterator[int]:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(directory: int, kind: int) -> None:
+    """Lock the directory until it is closed, on file systems that can."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(directory, kind)
+
+
+def _flush(directory: int) -> None:
+    """Make a new name in the directory survive a power cut."""
+    try:
+        os.fsync(directory)
     except OSError as e:
         if e.errno not in _CANNOT_FLUSH:
             raise
-    finally:
-        os.close(descriptor)

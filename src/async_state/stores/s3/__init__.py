@@ -1,11 +1,12 @@
 """``s3://bucket/prefix``: S3, and whatever speaks it.
 
-    store.py       S3Store: get, put, delete, list, each tried until its time is over
+    store.py       S3Store: each operation tried until its time is over
     retry.py       the one retry loop
     bucket.py      a bucket that is open: credentials, the direct way, the client
     operations.py  the five requests that a store sends, their results and errors
     direct.py      the five as one signed HTTP exchange each, past botocore's client
     client.py      the five through aiobotocore's client, by its documented interface alone
+    commands.py    what only the commands send: through the client
     endpoint.py    where requests go, read off requests that the client composes
     documents.py   S3's XML
     options.py     what a store is opened with

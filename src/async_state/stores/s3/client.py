@@ -11,13 +11,14 @@ import hashlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
 from async_state import __version__
-from async_state.stores.base import without_collections
+from async_state.stores.base import Entry, without_collections
 from async_state.stores.s3.operations import NotS3Error, Object, Page, Refusal, S3Error, check_size, count_attempt
 from async_state.stores.s3.options import S3Options
 
@@ -74,8 +75,16 @@ class Client:
         with error_of("ListObjectsV2"):
             more: Any = {} if token is None else {"ContinuationToken": token}
             answer = await self.client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, **more)
-            keys = [item["Key"] for item in answer.get("Contents", ())]
-            return Page(keys, answer["NextContinuationToken"] if answer.get("IsTruncated") else None)
+            entries = [
+                entry(item["Key"], item["Size"], item["LastModified"], item.get("ETag", ""))
+                for item in answer.get("Contents", ())
+            ]
+            return Page(entries, answer["NextContinuationToken"] if answer.get("IsTruncated") else None)
+
+
+def entry(key: str, size: int, modified: datetime, etag: str) -> Entry:
+    """Return what S3 says of an object, with its time as HEAD has it, in whole seconds."""
+    return Entry(key, size, modified.replace(microsecond=0), etag.strip('"'))
 
 
 @asynccontextmanager

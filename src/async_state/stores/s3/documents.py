@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+from async_state.stores.base import Entry
 from async_state.stores.s3.operations import NotS3Error, Page, Refusal
 
 _NAMESPACE: Final = "http://s3.amazonaws.com/doc/2006-03-01/"
@@ -38,14 +40,22 @@ def page(content: bytes) -> Page:
     """Return the part of a listing that an answer to ListObjectsV2 holds.
 
     Raises:
-        NotS3Error: it is no such answer, an entry has no key, or it is truncated without a token for the rest.
+        NotS3Error: it is no such answer, an entry lacks something, or it is truncated without a token for the rest.
     """
     root, tag = _document(content, "ListBucketResult")
-    keys = [_text(entry, tag("Key")) for entry in root.iterfind(tag("Contents"))]
-    if root.findtext(tag("EncodingType")) == "url":
-        keys = [unquote_plus(key) for key in keys]
+    is_encoded = root.findtext(tag("EncodingType")) == "url"
+    key, size, modified, etag = tag("Key"), tag("Size"), tag("LastModified"), tag("ETag")
+    entries = [
+        Entry(
+            unquote_plus(_text(item, key)) if is_encoded else _text(item, key),
+            int(_text(item, size)),
+            _time(_text(item, modified)),
+            (item.findtext(etag) or "").strip('"'),
+        )
+        for item in root.iterfind(tag("Contents"))
+    ]
     truncated = root.findtext(tag("IsTruncated")) == "true"
-    return Page(keys, _text(root, tag("NextContinuationToken")) if truncated else None)
+    return Page(entries, _text(root, tag("NextContinuationToken")) if truncated else None)
 
 
 def error(content: bytes) -> dict[str, str]:
@@ -76,6 +86,14 @@ def _document(content: bytes, name: str) -> tuple[ElementTree.Element, _Tags]:
     if root.tag != tag(name):
         raise NotS3Error(f"the answer is not a {name}")
     return root, tag
+
+
+def _time(text: str) -> datetime:
+    try:
+        # UTC to the second, as HEAD has it; fractions and their lengths differ from store to store.
+        return datetime.fromisoformat(f"{text[:19]}+00:00")
+    except ValueError:
+        raise NotS3Error(f"the answer has a time that is none: {text!r}") from None
 
 
 def _text(element: ElementTree.Element, tag: str) -> str:

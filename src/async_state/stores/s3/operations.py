@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from async_state.codec import MAX_BODY_BYTES
 from async_state.errors import CorruptObjectError
+from async_state.stores.base import Entry
 
 
 class S3Error(Exception):
@@ -55,9 +56,9 @@ class Object(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A part of a listing, and the token for the next part, or ``None`` after the last one."""
+    """A part of a listing, its entries named by key, and the token for the next part, or ``None`` after the last."""
 
-    keys: Sequence[str]
+    entries: Sequence[Entry]
     token: str | None
 
 
@@ -95,7 +96,7 @@ class Operations(Protocol):
         """Delete at most 1,000 objects, and return those that are left."""
 
     async def list(self, prefix: str, token: str | None) -> Page:
-        """Return a page of the keys that begin with ``prefix``; a ``token`` of the page before takes it up there."""
+        """Return a page of the keys that begin with ``prefix``; the ``token`` of the page before takes it up there."""
 
 
 def check_size(length: int | None) -> None:

@@ -61,11 +61,10 @@ class S3Options:
             settings: endpoint and region in them win over the connection's.
             connection: the Airflow connection that ``aws_conn_id`` names, or an empty one.
         """
-        parts = urlsplit(url)
-        prefix = parts.path.strip("/")
+        bucket, prefix = bucket_and_prefix(url)
         return cls(
-            bucket=parts.netloc,
-            prefix=f"{prefix}/" if prefix else "",
+            bucket=bucket,
+            prefix=prefix,
             # A request that is answered with nothing leaves time for another one.
             read_timeout=settings.timeout / 2,
             max_attempts=settings.max_attempts,
@@ -91,6 +90,13 @@ class S3Options:
     def where(self) -> str:
         """The endpoint and region that were configured, for messages."""
         return f"endpoint {self.endpoint_url or 'default'}, region {self.region_name or 'default'}"
+
+
+def bucket_and_prefix(url: str) -> tuple[str, str]:
+    """Return the bucket of a base URL, and the prefix of its keys: empty, or ending in ``/``."""
+    parts = urlsplit(url)
+    prefix = parts.path.strip("/")
+    return parts.netloc, f"{prefix}/" if prefix else ""
 
 
 def put_headers(arguments: Mapping[str, str]) -> dict[str, str]:

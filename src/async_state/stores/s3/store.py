@@ -12,7 +12,10 @@ import anyio
 
 from async_state import iothread
 from async_state.errors import CorruptObjectError, StoreError
+from async_state.stores.base import Details, Entry
+from async_state.stores.s3 import commands
 from async_state.stores.s3.bucket import Bucket, open_bucket
+from async_state.stores.s3.client import Client
 from async_state.stores.s3.direct import NotSignedError
 from async_state.stores.s3.errors import (
     is_not_implemented,
@@ -25,7 +28,7 @@ from async_state.stores.s3.errors import (
     store_error,
 )
 from async_state.stores.s3.operations import Attempts, Operations, Page, S3Error, attempts
-from async_state.stores.s3.options import S3Options
+from async_state.stores.s3.options import S3Options, bucket_and_prefix
 from async_state.stores.s3.retry import until
 
 T = TypeVar("T")
@@ -75,16 +78,33 @@ class S3Store:
                 self._has_delete_many = False
         return await self._delete_each(names, timeout)
 
-    async def list(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[str], None]:
-        key_prefix = self._options.prefix + prefix
+    async def entries(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[Entry], None]:
+        start = len(self._options.prefix)
         token: str | None = None
         while True:
-            page = await self._run("list", prefix, partial(_list, key_prefix, token), timeout)
-            if page.keys:
-                yield [key.removeprefix(self._options.prefix) for key in page.keys]
+            page = await self._run("list", prefix, partial(_list, self._options.prefix + prefix, token), timeout)
+            if page.entries:
+                yield [entry._replace(name=entry.name[start:]) for entry in page.entries]
             if page.token is None:
                 return
             token = page.token
+
+    async def head(self, name: str, *, timeout: float) -> Details | None:
+        found = await self._command("head", name, commands.head, timeout)
+        return found and found._replace(entry=found.entry._replace(name=name))
+
+    async def delete_unchanged(self, seen: Details, *, timeout: float) -> bool:
+        if seen.version:
+            delete = partial(commands.delete_version, version=seen.version)
+        else:
+            delete = partial(commands.delete_if_match, etag=seen.entry.etag)
+        return await self._command("delete", seen.entry.name, delete, timeout)
+
+    async def copy_from(self, base_url: str, name: str, *, timeout: float) -> bool:
+        bucket, prefix = bucket_and_prefix(base_url)
+        source = {"Bucket": bucket, "Key": prefix + name}
+        copy = partial(commands.copy, source=source, arguments=dict(self._options.put_arguments))
+        return await self._command("copy to", name, copy, timeout)
 
     async def aclose(self) -> None:
         await iothread.release(self)
@@ -148,7 +168,21 @@ class S3Store:
     async def _run(
         self, verb: str, name: str, call: Callable[[Operations], Awaitable[T]], timeout: float, more: int = 0
     ) -> T:
-        """Send the operation until it succeeds or ``timeout`` seconds are over.
+        """Send the operation, directly or through the client. As `_try`."""
+        return await self._try(verb, name, partial(_send, call), timeout, more)
+
+    async def _command(self, verb: str, name: str, call: Callable[[Client, str], Awaitable[T]], timeout: float) -> T:
+        """Send what only the client composes, for an object's key. As `_try`."""
+
+        async def send(bucket: Bucket) -> T:
+            return await call(await bucket.client(), self._options.prefix + name)
+
+        return await self._try(verb, name, send, timeout)
+
+    async def _try(
+        self, verb: str, name: str, ask: Callable[[Bucket], Awaitable[T]], timeout: float, more: int = 0
+    ) -> T:
+        """Ask the bucket until that succeeds or ``timeout`` seconds are over.
 
         Raises:
             StoreError: it failed; the message says what, where, how often it was tried, and what to change.
@@ -161,7 +195,7 @@ class S3Store:
             bucket = await iothread.resource(self, partial(open_bucket, self._options))
             bucket.enter()
             try:
-                return await _send(bucket, call)
+                return await ask(bucket)
             except Exception as e:
                 capped = 0 < self._options.max_attempts <= made.sent
                 if renewed or capped or not (is_of_credentials(e) or is_of_certificates(e)):
@@ -191,7 +225,7 @@ async def _list(prefix: str, token: str | None, s3: Operations) -> Page:
     return await s3.list(prefix, token)
 
 
-async def _send(bucket: Bucket, call: Callable[[Operations], Awaitable[T]]) -> T:
+async def _send(call: Callable[[Operations], Awaitable[T]], bucket: Bucket) -> T:
     if bucket.direct is not None:
         try:
             return await call(bucket.direct)
