@@ -47,7 +47,8 @@ async def delete_expired(store: Store, *, concurrency: int, timeout: float) -> i
     async def clean(entry: Entry) -> None:
         nonlocal deleted
         try:
-            deleted += await _delete_if_expired(store, entry, timeout)
+            if await _delete_if_expired(store, entry, timeout):
+                deleted += 1
         except CorruptObjectError as e:
             log.warning("The object %s can't be read, so it is left, whether it has expired or not: %s", entry.name, e)
         except StoreError as e:

@@ -295,7 +295,7 @@ def test_a_damaged_object(
     file = Path(urlsplit(path).path) / files(path)[0]
     body = file.read_bytes()
     half = len(body) // 2
-    bodies = [body[:half], b"(" + body[1:], b""]
+    bodies = [body[:half], b"\0" + body[1:], b""]
     # common-io's zstd data has no checksum.
     if compression != "zstd":
         bodies.append(body[:half] + b"\xff\x00" * 8 + body[half + 16 :])
