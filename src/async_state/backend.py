@@ -251,7 +251,7 @@ class AsyncStateBackend(compat.StoreBackend):
                 base, name = keys.split_ref(ref, self._settings.bases)
                 names_of.setdefault(base, {})[name] = None
         for base, names in names_of.items():
-            async with self._objects.operation("purge") as operation:
+            async with self._objects.operation("purge", base) as operation:
                 await self._objects.purge_names(base, names, operation)
         if self._common_io is not None and of_common_io:
             await self._common_io.purge(of_common_io)
@@ -365,6 +365,7 @@ class AsyncStateBackend(compat.StoreBackend):
             except (StoreUnavailableError, StoreTimeoutError, StoreCredentialsError) as e:
                 if len(text) > settings.outage_inline_threshold:
                     raise
+                operation.outcome = type(e).__name__
                 log.warning(
                     "The value of %s stays in Airflow's database until the next set of its key "
                     "([async_state] outage_inline_threshold), as it could not be stored: %s",
@@ -392,7 +393,7 @@ class AsyncStateBackend(compat.StoreBackend):
         if self._common_io is not None and (old_name := self._common_io.name_of(ref)) is not None:
             return await self._common_io.read(old_name)
         base, name = keys.split_ref(ref, self._settings.bases)
-        async with self._objects.operation("deserialize") as operation:
+        async with self._objects.operation("deserialize", base) as operation:
             return await self._objects.read(base, name, operation)
 
     def _name_of_common_io(self, ref: str) -> str | None:

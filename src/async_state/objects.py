@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from async_state import codec, connection, iothread
+from async_state import codec, connection, iothread, telemetry
 from async_state.codec import Stored
 from async_state.connection import Connection
 from async_state.errors import ConfigurationError, CorruptObjectError, StoreCredentialsError, StoreTimeoutError
-from async_state.limiter import Limiter
+from async_state.limiter import Limiter, Slot
 from async_state.settings import Settings
 from async_state.stores import Stores
 
@@ -32,10 +32,12 @@ class Operation:
     Attributes:
         until: When its time is over, by `time.monotonic`.
         bytes: How many bytes of objects it has read or written so far.
+        outcome: For telemetry: ``ok``, ``cancelled``, or the class of the error that the store ended with.
     """
 
     until: float
     bytes: int = 0
+    outcome: str = "ok"
 
 
 class Objects:
@@ -58,7 +60,7 @@ class Objects:
         return self._settings.url
 
     @contextlib.asynccontextmanager
-    async def operation(self, name: str = "") -> AsyncIterator[Operation]:
+    async def operation(self, name: str = "", base: str = "") -> AsyncIterator[Operation]:
         """Hold one of ``max_concurrency`` slots for the block, in which one operation is done.
 
         A slot is taken before anything else is done: of thousands of operations that start at once, each would do its
@@ -67,24 +69,28 @@ class Objects:
         Args:
             name: What is done, for telemetry: ``get``, ``set``, ``delete``, ``clear``, ``serialize``, ``deserialize``,
                 ``purge`` or ``cleanup``. Empty: it is not measured.
+            base: The base URL below which it is done; empty for the settings' URL.
 
         Raises:
             StoreTimeoutError: there was no slot within ``timeout``.
         """
-        until = time.monotonic() + self._settings.timeout
+        measurement = telemetry.start(name, base or self.url) if name else None
+        operation = Operation(time.monotonic() + self._settings.timeout)
         try:
-            slot = self._limiter.slot(self._settings.timeout)
-            await slot.__aenter__()
-        except TimeoutError:
-            raise StoreTimeoutError(
-                f"no request to {self._settings.url} was sent within {self._settings.timeout:g} s, as "
-                f"{self._settings.max_concurrency} others were in flight all the time: check that the store "
-                "answers, or raise [async_state] max_concurrency or timeout"
-            ) from None
-        try:
-            yield Operation(until)
+            slot = await self._take_slot()
+            try:
+                yield operation
+            finally:
+                await slot.__aexit__(None, None, None)
+        except Exception as e:
+            operation.outcome = type(e).__name__
+            raise
+        except BaseException:
+            operation.outcome = "cancelled"
+            raise
         finally:
-            await slot.__aexit__(None, None, None)
+            if measurement is not None:
+                measurement.end(operation.outcome, operation.bytes)
 
     async def fetch(self, base: str, name: str, operation: Operation) -> bytes | None:
         """Return the content of the object ``name`` below ``base``, or ``None`` if there is none.
@@ -150,6 +156,18 @@ class Objects:
     async def aclose(self) -> None:
         """Close the connections of every store that was used, as soon as no operation uses them."""
         await iothread.arun(self._stores.aclose)
+
+    async def _take_slot(self) -> Slot:
+        slot = self._limiter.slot(self._settings.timeout)
+        try:
+            await slot.__aenter__()
+        except TimeoutError:
+            raise StoreTimeoutError(
+                f"no request to {self._settings.url} was sent within {self._settings.timeout:g} s, as "
+                f"{self._settings.max_concurrency} others were in flight all the time: check that the store "
+                "answers, or raise [async_state] max_concurrency or timeout"
+            ) from None
+        return slot
 
     async def _hop(self, function: Callable[..., Coroutine[Any, Any, T]], base: str, *args: object, until: float) -> T:
         """Call a coroutine of `Stores` on the I/O thread, and once more where a newer connection may be accepted."""
