@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import datetime
 import logging
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 from airflow.sdk.state import AssetScope, TaskScope
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from async_state import AsyncStateBackend, Settings, codec, iothread, keys
 from async_state.connection import Connection
@@ -20,6 +24,7 @@ from async_state.testing import FakeS3, faults
 
 SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]
+Forward = Callable[[datetime.timedelta], datetime.datetime]
 
 UTC = datetime.timezone.utc
 HOUR = datetime.timedelta(hours=1)
@@ -30,8 +35,8 @@ def now() -> datetime.datetime:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime.timedelta], None]:
-    """Set this process's clock forward, as the backend reads it."""
+def clock(monkeypatch: pytest.MonkeyPatch) -> Forward:
+    """Set this process's clock forward, as the backend reads it, and return its time."""
     ahead = datetime.timedelta()
 
     class AnyDatetime(type):
@@ -43,9 +48,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[datetime.timedelta], Non
         def now(cls, tz: datetime.tzinfo | None = None) -> Any:
             return datetime.datetime.now(tz) + ahead
 
-    def forward(by: datetime.timedelta) -> None:
+    def forward(by: datetime.timedelta) -> datetime.datetime:
         nonlocal ahead
         ahead += by
+        return now() + ahead
 
     monkeypatch.setattr(codec, "datetime", Clock)
     return forward
@@ -64,7 +70,7 @@ def test_what_has_expired_is_gone(
     own: AsyncStateBackend,
     opened: BackendOf,
     store_settings: SettingsOf,
-    clock: Callable[..., None],
+    clock: Forward,
     task: TaskScope,
     asset: AssetScope,
     compression: str,
@@ -94,7 +100,7 @@ def test_what_has_expired_is_gone(
     assert left() == ["never"]
 
 
-def test_a_later_set_decides(own: AsyncStateBackend, clock: Callable[..., None], task: TaskScope) -> None:
+def test_a_later_set_decides(own: AsyncStateBackend, clock: Forward, task: TaskScope) -> None:
     own.set(task, "renewed", "1", expires_at=now() + HOUR)
     own.set(task, "renewed", "1", expires_at=now() + 3 * HOUR)
     own.set(task, "kept", "1", expires_at=now() + HOUR)
@@ -246,6 +252,72 @@ def test_an_expired_row_is_no_value_to_airflows_server(own: AsyncStateBackend, t
     own.delete(task, "k")
     own.clear(task)
     assert own.cleanup() == 0
+
+
+class Rows(RuleBasedStateMachine):
+    """Any sequence of sets, deletes, clears and cleanups, while the clock goes on, leaves the rows that it should."""
+
+    scopes: list[Any] = [TaskScope("d", "r", "t", 1), TaskScope("d", "r", "t", 10), AssetScope(asset_id=1)]  # noqa: RUF012
+    forward: Forward
+    places = st.tuples(st.sampled_from(scopes), st.sampled_from(["a/b", "a_b"]))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ahead = datetime.timedelta()
+        self.rows: dict[tuple[Any, str], tuple[str, datetime.timedelta | None]] = {}
+        # The clock has gone on in the histories before.
+        self.began = self.forward(datetime.timedelta())
+        self.backend = AsyncStateBackend(Settings(url=f"memory://{uuid.uuid4()}"))
+
+    @rule(place=places, text=st.sampled_from(["1", "2"]), hours=st.none() | st.integers(-1, 5))
+    def set(self, place: tuple[Any, str], text: str, hours: int | None) -> None:
+        expires = None if hours is None else self.ahead + hours * HOUR
+        # Half an hour between a time of expiry and the clock, whatever the machine takes meanwhile.
+        moment = None if expires is None else self.began + expires + HOUR / 2
+        self.backend.set(*place, text, expires_at=moment)
+        self.rows[place] = text, expires
+
+    @rule(place=places)
+    def delete(self, place: tuple[Any, str]) -> None:
+        self.backend.delete(*place)
+        self.rows.pop(place, None)
+
+    @rule(scope=st.sampled_from(scopes))
+    def clear(self, scope: Any) -> None:
+        self.backend.clear(scope)
+        self.rows = {place: row for place, row in self.rows.items() if place[0] != scope}
+
+    @rule(hours=st.integers(1, 3))
+    def wait(self, hours: int) -> None:
+        self.ahead += hours * HOUR
+        self.forward(hours * HOUR)
+
+    @rule()
+    def cleanup(self) -> None:
+        expired = [place for place in self.rows if self._has_expired(place)]
+        assert self.backend.cleanup() == len(expired)
+        for place in expired:
+            del self.rows[place]
+
+    @invariant()
+    def rows_are_as_they_should_be(self) -> None:
+        for scope in self.scopes:
+            for key in ("a/b", "a_b"):
+                row = self.rows.get((scope, key))
+                expected = None if row is None or self._has_expired((scope, key)) else row[0]
+                assert self.backend.get(scope, key) == expected
+
+    def _has_expired(self, place: tuple[Any, str]) -> bool:
+        expires = self.rows[place][1]
+        return expires is not None and expires < self.ahead
+
+
+def test_any_history_of_rows(clock: Forward) -> None:
+    Rows.forward = staticmethod(clock)
+    run_state_machine_as_test(
+        Rows,
+        settings=settings(max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=[*HealthCheck]),
+    )
 
 
 class Shouting(AsyncStateBackend):
