@@ -103,7 +103,17 @@ def main(delay_ms: float, rounds: int) -> None:
     if importlib.util.find_spec("s3fs"):
         backends["common-io"] = COMMON_IO
     print(f"{delay_ms:g} ms a request, {rounds} rounds of aset, aget, adelete; gaps of the loop in ms, walls in s")
-    columns = ("gap: idle", "supervisor", "first use", "afterwards", "8 gathered", "updates", "by scope", "wall: all", "8 gathered")
+    columns = (
+        "gap: idle",
+        "supervisor",
+        "first use",
+        "afterwards",
+        "8 gathered",
+        "updates",
+        "by scope",
+        "wall: all",
+        "8 gathered",
+    )
     titles = "".join(f" {column:>10}" for column in columns)
     print(f"{'backend, triggerer':18}{titles} {'gc':>6} {'blocked':>8} {'exit':>5} {'stop':>7}")
     with fake_s3(["state"]) as s3, tempfile.TemporaryDirectory() as home:

@@ -47,7 +47,7 @@ def test_contract_01_any_text_comes_back_byte_for_byte(text: str, compression: s
 @given(json_values, st.sampled_from(["none", "gzip", "zstd"]))
 def test_an_ending_changes_no_value(value: Any, compression: str) -> None:
     text = codec.dump(value)
-    body, _ = codec.encode(text, compression, codec.ending())
+    body, _ = codec.encode(text, compression, ending=codec.ending())
     stored = codec.decode(body)
     assert stored.startswith(text)
     assert len(stored) == len(text) + 16
@@ -58,7 +58,7 @@ def test_an_ending_changes_no_value(value: Any, compression: str) -> None:
 
 @pytest.mark.parametrize("value", ["x" * 100_000, 10**4000, ["x" * 50] * 3_000, {"a": [[1.5]] * 20_000}, "x" * 65_534])
 async def test_an_ending_changes_no_large_value(value: Any) -> None:
-    body, _ = await codec.aencode(await codec.adump(value), "none", codec.ending())
+    body, _ = await codec.aencode(await codec.adump(value), "none", ending=codec.ending())
     assert await codec.aload(await codec.adecode(body)) == value
     assert codec.load(codec.decode(body)) == value
     assert json.loads(body) == value
@@ -195,14 +195,14 @@ def test_a_coroutine_needs_no_running_loop(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_large_text_is_encoded_and_decoded_on_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     text = json.dumps(ROWS)
     on_threads: list[int] = []
-    encode, decode = codec.encode, codec.decode
+    encode, unpack = codec.encode, codec.unpack
 
     def seen(function: Callable[..., Any], *args: Any) -> Any:
         on_threads.append(threading.get_ident())
         return function(*args)
 
     monkeypatch.setattr(codec, "encode", partial(seen, encode))
-    monkeypatch.setattr(codec, "decode", partial(seen, decode))
+    monkeypatch.setattr(codec, "unpack", partial(seen, unpack))
     assert await codec.adecode((await codec.aencode("1", "none"))[0]) == "1"
     assert set(on_threads) == {threading.get_ident()}
     on_threads.clear()
@@ -285,3 +285,35 @@ def test_data_after_the_compressed_text_is_damage(compression: str, rest: bytes)
     rest = body if rest == b"again" else rest
     with pytest.raises(CorruptObjectError):
         codec.decode(body + rest)
+
+
+NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.timezone.utc)
+EAST = datetime.timezone(datetime.timedelta(hours=5, minutes=53, seconds=28))
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("text", ["", "1", "\ud800", '"\u00ff"', "\n", "\u00ffexpires 2026-01-01T00:00:00+00:00\n1"])
+async def test_a_text_that_expires(compression: str, text: str) -> None:
+    for expires_at in (NOW, NOW.astimezone(EAST), datetime.datetime.max.replace(tzinfo=EAST)):
+        body, content_encoding = codec.encode(text, compression, expires_at=expires_at)
+        assert content_encoding == ("" if compression == "none" else compression)
+        assert codec.unpack(body) == (text, expires_at) == await codec.aunpack(body)
+        assert codec.decode(body) == text == await codec.adecode(body)
+    # As Airflow says: "an absolute UTC datetime".
+    naive, _ = await codec.aencode(text, compression, expires_at=NOW.replace(tzinfo=None))
+    assert codec.unpack(naive).expires_at == NOW
+    # What earlier versions wrote, and what never expires, is text and nothing else.
+    assert codec.unpack(codec.encode(text, compression)[0]) == (text, None)
+    assert codec.encode(text, "none")[0] == text.encode("utf-8", "surrogatepass")
+
+
+@pytest.mark.parametrize("when", ["2026", "2026-01-01T00:00:00", "2026-13-01T00:00:00+00:00", "+" * 48])
+def test_a_damaged_time_of_expiry(when: str) -> None:
+    with pytest.raises(CorruptObjectError, match="damaged time of expiry"):
+        codec.unpack(b"\xffexpires %s\n1" % when.encode())
+
+
+@pytest.mark.parametrize("when", [1767225600, "2026-01-01", datetime.date(2026, 1, 1), datetime.timedelta(1)])
+def test_a_time_of_expiry_must_be_one(when: Any) -> None:
+    with pytest.raises(InvalidValueError, match="expires_at must be a datetime or None"):
+        codec.encode("1", "none", expires_at=when)

@@ -15,6 +15,7 @@ import pytest
 
 from async_state import updates
 from async_state.errors import ConflictError, InvalidValueError
+from async_state.objects import Operation
 
 #: What an old object holds. No number of updates reaches it.
 OLD = 1_000_000
@@ -36,14 +37,14 @@ class Objects:
         self.tag: Any = None
 
     @contextlib.asynccontextmanager
-    async def operation(self) -> AsyncIterator[float]:
-        yield float("inf")
+    async def operation(self, name: str) -> AsyncIterator[Operation]:
+        yield Operation(float("inf"))
 
-    async def read_tagged(self, name: str, until: float) -> tuple[str, Any] | None:
+    async def read_tagged(self, name: str, operation: Operation) -> tuple[str, Any] | None:
         await Step()
         return None if self.text is None else (self.text, self.tag)
 
-    async def write_if_unchanged(self, name: str, text: str, seen: Any, until: float) -> bool:
+    async def write_if_unchanged(self, name: str, text: str, seen: Any, operation: Operation) -> bool:
         await Step()
         if seen is not self.tag:
             return False

@@ -11,6 +11,7 @@ from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from async_state import codec, compat, iothread, keys, threads, updates
+from async_state.common_io import CommonIo
 from async_state.errors import (
     MissingObjectError,
     StoreCredentialsError,
@@ -61,9 +62,10 @@ def _honours_overrides(
 class AsyncStateBackend(compat.StoreBackend):
     """Task and asset state in an object store; for ``[workers] state_store_backend`` and ``[state_store] backend``.
 
-    Made without arguments, it reads ``[async_state]`` of Airflow's configuration. Making it does no I/O and imports no
-    AWS library. All methods may be called from any thread, any event loop and any forked process. A subclass may
-    override synchronous methods, coroutines, or both: what it overrides counts however Airflow calls it.
+    Made without arguments, it reads ``[async_state]`` of Airflow's configuration; and the path of common-io's backend,
+    whose references it then reads and purges as well. Making it does no I/O and imports no AWS library. All methods may
+    be called from any thread, any event loop and any forked process. A subclass may override synchronous methods,
+    coroutines, or both: what it overrides counts however Airflow calls it.
 
     Args:
         settings: what to use instead of Airflow's configuration.
@@ -77,8 +79,10 @@ class AsyncStateBackend(compat.StoreBackend):
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        self._settings = settings or Settings.from_conf(compat.airflow_conf())
+        conf = None if settings is not None else compat.airflow_conf()
+        self._settings = settings or Settings.from_conf(conf)
         self._objects = Objects(self._settings)
+        self._common_io = CommonIo.from_conf(conf, self._settings) if conf is not None else None
         if self._settings.url == default_url():
             _warn_of_default(self._settings.url)
 
@@ -89,33 +93,49 @@ class AsyncStateBackend(compat.StoreBackend):
 
     @_honours_overrides
     async def aget(self, scope: StoreScope, key: str, *, session: Any = None) -> str | None:
-        """Return the JSON text that `aset` stored, or ``None``.
+        """Return the JSON text that `aset` stored, or ``None`` where there is none or where it has expired.
 
         Raises:
             InvalidScopeError, InvalidKeyError: the arguments can't name an object.
             CorruptObjectError: the object is damaged.
             StoreError: the store failed.
         """
-        async with self._objects.operation() as until:
-            return await self._objects.read(self._settings.url, keys.object_name(scope, key, Side.SERVER), until)
+        async with self._objects.operation("get") as operation:
+            name = keys.object_name(scope, key, Side.SERVER)
+            found = await self._objects.read_stored(self._settings.url, name, operation)
+        return None if found is None or found.has_expired else found.text
 
     @_honours_overrides
     async def aset(
         self, scope: StoreScope, key: str, value: str, *, expires_at: datetime | None = None, session: Any = None
     ) -> None:
-        """Write or overwrite the JSON text, byte for byte. Errors as in `aget`.
+        """Write or overwrite the JSON text, byte for byte.
 
-        ``expires_at`` is accepted and not acted upon: nothing expires in the store by itself.
+        Args:
+            scope: The task or the asset.
+            key: The state key.
+            value: The text.
+            expires_at: When the key counts as deleted, by the clock of the machine that reads it; `acleanup` deletes
+                it. Without a time zone it is UTC. ``None`` for never.
+            session: Ignored.
+
+        Raises:
+            InvalidValueError: ``expires_at`` is no ``datetime``, or the text is too large. Nothing is written.
+            InvalidScopeError, InvalidKeyError: The arguments can't name an object.
+            StoreError: The store failed.
         """
-        async with self._objects.operation() as until:
-            await self._objects.write(keys.object_name(scope, key, Side.SERVER), value, until)
+        async with self._objects.operation("set") as operation:
+            name = keys.object_name(scope, key, Side.SERVER)
+            await self._objects.write(name, value, operation, expires_at=expires_at)
 
     @_honours_overrides
     async def adelete(self, scope: StoreScope, key: str, *, session: Any = None) -> None:
         """Delete the key's row and value, in one request; no-op if there is none. Errors as in `aclear`."""
-        async with self._objects.operation() as until:
+        async with self._objects.operation("delete") as operation:
             names = [keys.object_name(scope, key, side) for side in Side]
-            await self._objects.purge_names(self._settings.url, names, until)
+            await self._objects.purge_names(self._settings.url, names, operation)
+        if self._common_io is not None:
+            await self._common_io.delete(scope, key)
 
     @_honours_overrides
     async def aclear(self, scope: StoreScope, *, all_map_indices: bool = False, session: Any = None) -> None:
@@ -134,12 +154,29 @@ class AsyncStateBackend(compat.StoreBackend):
         """
         prefix = keys.scope_prefix(scope, all_map_indices=all_map_indices)
         try:
-            async with self._objects.operation() as until:
-                await self._objects.purge_prefix(prefix, until)
+            async with self._objects.operation("clear") as operation:
+                await self._objects.purge_prefix(prefix, operation)
+            if self._common_io is not None:
+                await self._common_io.clear(scope, all_map_indices=all_map_indices)
         except StoreError as e:
             if not compat.clear_on_success():
                 raise
             log.error("State below %s/%s was not cleared and is left behind: %s", self._settings.url, prefix, e)
+
+    @_honours_overrides
+    async def acleanup(self) -> int:
+        """Delete the rows that have expired, and return how many they were.
+
+        It lists everything below ``[async_state] url`` and reads each row that `aset` has written, ``max_concurrency``
+        at once. The worker's values to which such rows refer are left for ``airflow async-state sweep``.
+
+        Raises:
+            StoreError: The store failed. Another call takes up the rest.
+        """
+        async with self._objects.operation("cleanup") as operation:
+            deleted = await self._objects.cleanup(operation)
+        log.info("Deleted %d expired rows below %s", deleted, self._settings.url)
+        return deleted
 
     # The worker's side: the value goes to the store, and its reference to the database.
 
@@ -204,18 +241,27 @@ class AsyncStateBackend(compat.StoreBackend):
             PurgeError: some objects could not be deleted; it names them, and all others are deleted.
         """
         names_of: dict[str, dict[str, None]] = {}
+        of_common_io: dict[str, None] = {}
         for ref in refs:
-            if keys.is_ref(ref):
+            if not keys.is_ref(ref):
+                continue
+            if (name := self._name_of_common_io(ref)) is not None:
+                of_common_io[name] = None
+            else:
                 base, name = self._settings.locate(ref)
                 names_of.setdefault(base, {})[name] = None
         for base, names in names_of.items():
-            async with self._objects.operation() as until:
-                await self._objects.purge_names(base, names, until)
+            async with self._objects.operation("purge", base) as operation:
+                await self._objects.purge_names(base, names, operation)
+        if self._common_io is not None and of_common_io:
+            await self._common_io.purge(of_common_io)
 
     @_honours_overrides
     async def aclose(self) -> None:
         """Close connections to the store. Never needed: the next operation opens them anew."""
         await self._objects.aclose()
+        if self._common_io is not None:
+            await self._common_io.aclose()
 
     # One line each: Airflow calls these from the task runner, or from the API server's thread pool.
 
@@ -236,6 +282,10 @@ class AsyncStateBackend(compat.StoreBackend):
     def clear(self, scope: StoreScope, *, all_map_indices: bool = False, session: Any = None) -> None:
         """Blocking version of `aclear`, for any thread."""
         return self._run(self.aclear, scope, all_map_indices=all_map_indices)
+
+    def cleanup(self) -> int:  # type: ignore[override]
+        """Blocking version of `acleanup`, for any thread."""
+        return self._run(self.acleanup)
 
     def serialize_task_state_store_to_ref(self, *, value: JsonValue, key: str, scope: TaskScope) -> str:
         """Blocking version of `aserialize_task_state_store_to_ref`, for any thread."""
@@ -293,8 +343,8 @@ class AsyncStateBackend(compat.StoreBackend):
 
     async def _exists(self, scope: StoreScope, key: str) -> bool:
         """Tell whether the key has an object."""
-        async with self._objects.operation() as until:
-            return await self._objects.exists(keys.object_name(scope, key, Side.WORKER), until)
+        async with self._objects.operation() as operation:
+            return await self._objects.exists(keys.object_name(scope, key, Side.WORKER), operation)
 
     async def _read(self, scope: StoreScope, key: str) -> JsonValue:
         """Return the value of the key's object, or ``None`` if there is none."""
@@ -304,9 +354,9 @@ class AsyncStateBackend(compat.StoreBackend):
                 return None
             value: JsonValue = await getattr(self, f"a{deserialize}")(self._ref(scope, key))
             return value
-        async with self._objects.operation() as until:
+        async with self._objects.operation() as operation:
             name = keys.object_name(scope, key, Side.WORKER)
-            text = await self._objects.read(self._settings.url, name, until)
+            text = await self._objects.read(self._settings.url, name, operation)
         if text is None:
             return None
         with naming(self._ref(scope, key)):
@@ -323,14 +373,15 @@ class AsyncStateBackend(compat.StoreBackend):
                     "where state by scope can't replace it: set the key in the task"
                 )
             return
-        async with self._objects.operation() as until:
+        async with self._objects.operation() as operation:
+            name = keys.object_name(scope, key, Side.WORKER)
             text = codec.dump(value) if iothread.blocks() else await codec.adump(value)
-            await self._objects.write(keys.object_name(scope, key, Side.WORKER), text, until)
+            await self._objects.write(name, text, operation, ending=codec.ending())
 
     async def _keys(self, scope: StoreScope) -> list[str]:
         """Return the keys that have an object, in the order of their names."""
-        async with self._objects.operation() as until:
-            names = await self._objects.names(f"{keys.scope_prefix(scope)}{Side.WORKER.value}/", until)
+        async with self._objects.operation() as operation:
+            names = await self._objects.names(f"{keys.scope_prefix(scope)}{Side.WORKER.value}/", operation)
         # A "~" in a name follows the beginning of a key whose rest is a hash.
         whole = [name for name in names if "~" not in name.rpartition("/")[2]]
         if len(whole) < len(names):
@@ -384,17 +435,18 @@ class AsyncStateBackend(compat.StoreBackend):
 
     async def _serialize(self, inline: Callable[..., str], *, value: JsonValue, key: str, scope: StoreScope) -> str:
         settings = self._settings
-        async with self._objects.operation() as until:
+        async with self._objects.operation("serialize") as operation:
             name = keys.object_name(scope, key, Side.WORKER)
             text = codec.dump(value) if iothread.blocks() else await codec.adump(value)
             # JSON text is ASCII, so its length is its size.
             if len(text) <= settings.inline_threshold:
                 return inline(value=value, key=key, scope=scope)
             try:
-                await self._objects.write(name, text, until, codec.ending())
+                await self._objects.write(name, text, operation, ending=codec.ending())
             except (StoreUnavailableError, StoreTimeoutError, StoreCredentialsError) as e:
                 if len(text) > settings.outage_inline_threshold:
                     raise
+                operation.outcome = type(e).__name__
                 log.warning(
                     "The value of %s stays in Airflow's database until the next set of its key "
                     "([async_state] outage_inline_threshold), as it could not be stored: %s",
@@ -407,9 +459,7 @@ class AsyncStateBackend(compat.StoreBackend):
     async def _deserialize(self, stored: str) -> JsonValue:
         if not keys.is_ref(stored):
             return await _loaded(stored)
-        base, name = self._settings.locate(stored)
-        async with self._objects.operation() as until:
-            text = await self._objects.read(base, name, until)
+        text = await self._text_of(stored)
         if text is not None:
             with naming(stored):
                 return await _loaded(text)
@@ -418,6 +468,17 @@ class AsyncStateBackend(compat.StoreBackend):
             raise MissingObjectError(f"{message}; delete the key, or set [async_state] on_missing to none")
         log.warning("%s; its value is taken for None ([async_state] on_missing)", message)
         return None
+
+    async def _text_of(self, ref: str) -> str | None:
+        """Return the JSON text of the object that a reference names, or ``None`` if it is gone."""
+        if self._common_io is not None and (old_name := self._common_io.name_of(ref)) is not None:
+            return await self._common_io.read(old_name)
+        base, name = self._settings.locate(ref)
+        async with self._objects.operation("deserialize", base) as operation:
+            return await self._objects.read(base, name, operation)
+
+    def _name_of_common_io(self, ref: str) -> str | None:
+        return None if self._common_io is None else self._common_io.name_of(ref)
 
 
 async def _loaded(text: str) -> JsonValue:

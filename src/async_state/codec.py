@@ -1,7 +1,8 @@
 """JSON values <-> JSON text <-> bytes.
 
 The bytes describe themselves: gzip and zstd start with magic numbers with which no UTF-8 text starts. No setting has
-to be the same in the process that writes an object and in the one that reads it.
+to be the same in the process that writes an object and in the one that reads it. A text that expires has a stamp in
+front of it, which starts with a byte that UTF-8 never has.
 
 Each function has a coroutine that does not stall the event loop on which it is awaited, however large the value is.
 """
@@ -12,15 +13,36 @@ import asyncio
 import contextlib
 import itertools
 import os
+import re
 import time
 import zlib
 from collections.abc import Generator, Iterator
-from typing import Any, Final, TypeVar
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 from async_state import chunked_json, threads
 from async_state.errors import ConfigurationError, CorruptObjectError, InvalidValueError
 
 T = TypeVar("T")
+
+
+class Stored(NamedTuple):
+    """What an object holds.
+
+    Attributes:
+        text: The text as it was written.
+        expires_at: The time, with a time zone, from which on it counts as deleted; ``None`` for never.
+    """
+
+    text: str
+    expires_at: datetime | None = None
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether it counts as deleted by now, by this machine's clock."""
+        return self.expires_at is not None and self.expires_at <= datetime.now(timezone.utc)
+
 
 #: The most bytes that one value may take as text. It also bounds what compressed data is expanded to.
 MAX_TEXT_BYTES: Final = 256 * 1024 * 1024
@@ -29,11 +51,13 @@ MAX_BODY_BYTES: Final = MAX_TEXT_BYTES + MAX_TEXT_BYTES // 256
 #: How deep lists and dicts may be nested, on every thread and every version of Python.
 MAX_DEPTH: Final = chunked_json.MAX_DEPTH
 
-#: Each byte as four characters of JSON's whitespace.
-_WHITESPACE: Final = ["".join(characters) for characters in itertools.product(" \t\n\r", repeat=4)]
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _GZIP_WBITS: Final = 16 + zlib.MAX_WBITS
+#: Each byte as four characters of JSON's whitespace.
+_WHITESPACE: Final = ["".join(characters) for characters in itertools.product(" \t\n\r", repeat=4)]
+#: Goes in front of a text that expires, and is compressed with it.
+_STAMP: Final = re.compile(rb"\xffexpires ([0-9T:.+-]{1,48})\n")
 
 #: How long a coroutine works before other tasks of its loop run. Of many at once, each takes that long in turn.
 _SLICE_SECONDS: Final = 0.002
@@ -95,19 +119,20 @@ def ending() -> str:
     return "".join([_WHITESPACE[byte] for byte in os.urandom(4)])
 
 
-def encode(text: str, compression: str, ending: str = "") -> tuple[bytes, str]:
+def encode(text: str, compression: str, *, ending: str = "", expires_at: datetime | None = None) -> tuple[bytes, str]:
     """Return a text as bytes, and the Content-Encoding under which they are stored (empty: none).
 
     Args:
         text: Any text; ``set`` stores byte for byte what Airflow hands over.
         compression: ``none``, ``gzip`` or ``zstd``.
         ending: Follows the text.
+        expires_at: As in `Stored`. Without a time zone it is UTC, as Airflow has it.
 
     Raises:
-        InvalidValueError: The text takes more than 256 MiB.
+        InvalidValueError: The text takes more than 256 MiB, or ``expires_at`` is no ``datetime``.
         ConfigurationError: The compression is ``zstd``, and the package ``zstandard`` is not installed.
     """
-    body = text.encode("utf-8", "surrogatepass") + ending.encode()
+    body = _stamp(expires_at) + text.encode("utf-8", "surrogatepass") + ending.encode()
     if len(body) > MAX_TEXT_BYTES:
         raise InvalidValueError(f"a state value may take at most {MAX_TEXT_BYTES} bytes of JSON, not {len(body)}")
     if compression == "gzip":
@@ -118,15 +143,22 @@ def encode(text: str, compression: str, ending: str = "") -> tuple[bytes, str]:
     return body, ""
 
 
-async def aencode(text: str, compression: str, ending: str = "") -> tuple[bytes, str]:
+async def aencode(
+    text: str, compression: str, *, ending: str = "", expires_at: datetime | None = None
+) -> tuple[bytes, str]:
     """Return a text as bytes, and their Content-Encoding; a large text is encoded on a thread. As `encode`."""
     if len(text) < _THREAD_BYTES:
-        return encode(text, compression, ending)
-    return await threads.call(encode, text, compression, ending)
+        return encode(text, compression, ending=ending, expires_at=expires_at)
+    return await threads.call(partial(encode, text, compression, ending=ending, expires_at=expires_at))
 
 
 def decode(body: bytes) -> str:
-    """Return the text of which `encode` made the bytes, whatever the compression was.
+    """Return the text of which `encode` made the bytes, whether it has expired or not. As `unpack`."""
+    return unpack(body).text
+
+
+def unpack(body: bytes) -> Stored:
+    """Return the text of which `encode` made the bytes, whatever the compression was, and when it expires.
 
     Raises:
         CorruptObjectError: The bytes are truncated, damaged or not UTF-8, or the text takes more than 256 MiB.
@@ -136,17 +168,23 @@ def decode(body: bytes) -> str:
         body = _gunzip(body) if encoding == "gzip" else _unzstd(body)
     if len(body) > MAX_TEXT_BYTES:
         raise CorruptObjectError(f"text of more than {MAX_TEXT_BYTES} bytes")
+    expires_at, start = _expiry(body)
     try:
-        return body.decode("utf-8", "surrogatepass")
+        return Stored(body[start:].decode("utf-8", "surrogatepass"), expires_at)
     except UnicodeDecodeError as e:
-        raise CorruptObjectError(f"not UTF-8 text at byte {e.start}") from None
+        raise CorruptObjectError(f"not UTF-8 text at byte {start + e.start}") from None
 
 
 async def adecode(body: bytes) -> str:
-    """Return the text of the bytes; a large body is decoded on a thread. As `decode`."""
+    """Return the text of the bytes, whether it has expired or not. As `aunpack`."""
+    return (await aunpack(body)).text
+
+
+async def aunpack(body: bytes) -> Stored:
+    """Return what the bytes hold; a large body is unpacked on a thread. As `unpack`."""
     if len(body) < _THREAD_BYTES and not content_encoding(body):
-        return decode(body)
-    return await threads.call(decode, body)
+        return unpack(body)
+    return await threads.call(unpack, body)
 
 
 def content_encoding(body: bytes) -> str:
@@ -161,6 +199,27 @@ def zstd_available() -> bool:
     import importlib.util
 
     return importlib.util.find_spec("zstandard") is not None
+
+
+def _stamp(expires_at: datetime | None) -> bytes:
+    if expires_at is None:
+        return b""
+    if not isinstance(expires_at, datetime):
+        raise InvalidValueError(f"expires_at must be a datetime or None, not {type(expires_at).__name__}")
+    aware = expires_at if expires_at.utcoffset() is not None else expires_at.replace(tzinfo=timezone.utc)
+    return b"\xffexpires %s\n" % aware.isoformat().encode()
+
+
+def _expiry(body: bytes) -> tuple[datetime | None, int]:
+    """Return when the text expires, and where it begins."""
+    stamp = _STAMP.match(body)
+    if stamp is None:
+        return None, 0
+    with contextlib.suppress(ValueError):
+        expires_at = datetime.fromisoformat(stamp[1].decode())
+        if expires_at.utcoffset() is not None:
+            return expires_at, stamp.end()
+    raise CorruptObjectError("a damaged time of expiry")
 
 
 def _encoding(value: Any) -> chunked_json.Encoding:

@@ -8,18 +8,38 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from async_state import codec, connection, iothread
+from async_state import codec, connection, iothread, telemetry
+from async_state.codec import Stored
 from async_state.connection import Connection
 from async_state.errors import ConfigurationError, CorruptObjectError, StoreCredentialsError, StoreTimeoutError
-from async_state.limiter import Limiter
+from async_state.limiter import Limiter, Slot
 from async_state.settings import Settings
 from async_state.stores import Stores, Tagged
 
+if TYPE_CHECKING:
+    from datetime import datetime
+
 T = TypeVar("T")
+
+
+@dataclass
+class Operation:
+    """One operation.
+
+    Attributes:
+        until: When its time is over, by `time.monotonic`.
+        bytes: How many bytes of objects it has read or written so far.
+        outcome: For telemetry: ``ok``, ``cancelled``, or the class of the error that the store ended with.
+    """
+
+    until: float
+    bytes: int = 0
+    outcome: str = "ok"
 
 
 class Objects:
@@ -36,94 +56,130 @@ class Objects:
         # Without a connection to look up, there is nothing to wait for.
         self._connection = None if settings.aws_conn_id else Connection()
 
+    @property
+    def url(self) -> str:
+        """The settings' base URL."""
+        return self._settings.url
+
     @contextlib.asynccontextmanager
-    async def operation(self) -> AsyncIterator[float]:
-        """Hold one of ``max_concurrency`` slots for the block, and yield when the operation's time is over.
+    async def operation(self, name: str = "", base: str = "") -> AsyncIterator[Operation]:
+        """Hold one of ``max_concurrency`` slots for the block, in which one operation is done.
 
         A slot is taken before anything else is done: of thousands of operations that start at once, each would do its
         share of packing in the same step of their loop. Waiting for it counts towards ``timeout``.
 
+        Args:
+            name: What is done, for telemetry: ``get``, ``set``, ``delete``, ``clear``, ``serialize``, ``deserialize``,
+                ``purge`` or ``cleanup``. Empty: it is not measured.
+            base: The base URL below which it is done; empty for the settings' URL.
+
         Raises:
             StoreTimeoutError: there was no slot within ``timeout``.
         """
-        until = time.monotonic() + self._settings.timeout
+        measurement = telemetry.start(name, base or self.url) if name else None
+        operation = Operation(time.monotonic() + self._settings.timeout)
         try:
-            slot = self._limiter.slot(self._settings.timeout)
-            await slot.__aenter__()
-        except TimeoutError:
-            raise StoreTimeoutError(
-                f"no request to {self._settings.url} was sent within {self._settings.timeout:g} s, as "
-                f"{self._settings.max_concurrency} others were in flight all the time: check that the store "
-                "answers, or raise [async_state] max_concurrency or timeout"
-            ) from None
-        try:
-            yield until
+            slot = await self._take_slot()
+            try:
+                yield operation
+            finally:
+                await slot.__aexit__(None, None, None)
+        except Exception as e:
+            operation.outcome = type(e).__name__
+            raise
+        except BaseException:
+            operation.outcome = "cancelled"
+            raise
         finally:
-            await slot.__aexit__(None, None, None)
+            if measurement is not None:
+                measurement.end(operation.outcome, operation.bytes)
 
-    async def read(self, base: str, name: str, until: float) -> str | None:
-        """Return the text of the object ``name`` below ``base``, or ``None`` if there is none.
+    async def fetch(self, base: str, name: str, operation: Operation) -> bytes | None:
+        """Return the content of the object ``name`` below ``base``, or ``None`` if there is none.
 
         Args:
-            base: one of the settings' base URLs.
-            name: the object's.
-            until: as `operation` gives it.
+            base: One of the settings' base URLs.
+            name: The object's.
+            operation: As `operation` gives it.
 
         Raises:
-            CorruptObjectError: the object is damaged; the message has its URL.
-            StoreError: the store failed.
+            CorruptObjectError: The object is damaged; the message has its URL.
+            StoreError: The store failed.
         """
         with naming(f"{base}/{name}"):
-            body = await self._hop(self._stores.get, base, name, until=until)
-            if body is None:
-                return None
-            return codec.decode(body) if iothread.blocks() else await codec.adecode(body)
+            body = await self._hop(self._stores.get, base, name, until=operation.until)
+        operation.bytes += len(body or b"")
+        return body
 
-    async def write(self, name: str, text: str, until: float, ending: str = "") -> None:
+    async def read(self, base: str, name: str, operation: Operation) -> str | None:
+        """Return the text of the object ``name`` below ``base``, or ``None`` if there is none. As `fetch`."""
+        found = await self.read_stored(base, name, operation)
+        return None if found is None else found.text
+
+    async def read_stored(self, base: str, name: str, operation: Operation) -> Stored | None:
+        """Return the text of an object and when it expires. As `read`."""
+        body = await self.fetch(base, name, operation)
+        if body is None:
+            return None
+        with naming(f"{base}/{name}"):
+            return codec.unpack(body) if iothread.blocks() else await codec.aunpack(body)
+
+    async def write(
+        self, name: str, text: str, operation: Operation, *, ending: str = "", expires_at: datetime | None = None
+    ) -> None:
         """Write the text, and an ``ending`` behind it, below the settings' URL, compressed as they say.
 
         Raises:
-            InvalidValueError: the text is too large.
-            StoreError: the store failed.
+            InvalidValueError: The text is too large, or ``expires_at`` is no ``datetime``.
+            StoreError: The store failed.
         """
-        body, content_encoding = await self._packed(text, ending)
-        await self._hop(self._stores.put, self._settings.url, name, body, content_encoding, until=until)
+        body, content_encoding = await self._packed(text, ending, expires_at)
+        await self._hop(self._stores.put, self.url, name, body, content_encoding, until=operation.until)
+        operation.bytes += len(body)
 
-    async def read_tagged(self, name: str, until: float) -> tuple[str, Tagged] | None:
+    async def read_tagged(self, name: str, operation: Operation) -> tuple[str, Tagged] | None:
         """Return the text of an object below the settings' URL, and what `write_if_unchanged` takes. As `read`."""
-        url = self._settings.url
-        with naming(f"{url}/{name}"):
-            found = await self._hop(self._stores.get_tagged, url, name, until=until)
+        with naming(f"{self.url}/{name}"):
+            found = await self._hop(self._stores.get_tagged, self.url, name, until=operation.until)
             if found is None:
                 return None
+            operation.bytes += len(found.body)
             return codec.decode(found.body) if iothread.blocks() else await codec.adecode(found.body), found
 
-    async def write_if_unchanged(self, name: str, text: str, seen: Tagged | None, until: float) -> bool:
+    async def write_if_unchanged(self, name: str, text: str, seen: Tagged | None, operation: Operation) -> bool:
         """Write the text below the settings' URL if the object is as it was ``seen``; tell whether it was written.
 
         Raises:
             ConditionsError: The store can't tell.
             InvalidValueError, StoreError: As in `write`.
         """
-        body, content_encoding = await self._packed(text, codec.ending())
+        body, content_encoding = await self._packed(text, codec.ending(), None)
         put = self._stores.put_if_unchanged
-        return await self._hop(put, self._settings.url, name, body, content_encoding, seen, until=until)
+        written = await self._hop(put, self.url, name, body, content_encoding, seen, until=operation.until)
+        operation.bytes += len(body) if written else 0
+        return written
 
-    async def exists(self, name: str, until: float) -> bool:
+    async def exists(self, name: str, operation: Operation) -> bool:
         """Tell whether there is an object below the settings' URL."""
-        return await self._hop(self._stores.exists, self._settings.url, name, until=until)
+        return await self._hop(self._stores.exists, self.url, name, until=operation.until)
 
-    async def names(self, prefix: str, until: float) -> list[str]:
+    async def names(self, prefix: str, operation: Operation) -> list[str]:
         """Return the names below the settings' URL that begin with ``prefix``."""
-        return await self._hop(self._stores.names, self._settings.url, prefix, until=until)
+        return await self._hop(self._stores.names, self.url, prefix, until=operation.until)
 
-    async def purge_names(self, base: str, names: Iterable[str], until: float) -> None:
+    async def purge_names(self, base: str, names: Iterable[str], operation: Operation) -> None:
         """Delete the named objects below ``base``. Errors as in `purge.purge_names`."""
-        await self._hop(self._stores.purge_names, base, names, until=until)
+        await self._hop(self._stores.purge_names, base, names, until=operation.until)
 
-    async def purge_prefix(self, prefix: str, until: float) -> None:
-        """Delete everything below ``prefix``. Errors as in `purge.purge_prefix`."""
-        await self._hop(self._stores.purge_prefix, self._settings.url, prefix, until=until)
+    async def purge_prefix(
+        self, prefix: str, operation: Operation, selects: Callable[[str], bool] | None = None
+    ) -> None:
+        """Delete everything below ``prefix``, or of it what ``selects`` says. Errors as in `purge.purge_prefix`."""
+        await self._hop(self._stores.purge_prefix, self.url, prefix, selects, until=operation.until)
+
+    async def cleanup(self, operation: Operation) -> int:
+        """Delete what has expired below the settings' URL. As `cleanup.delete_expired`."""
+        return await self._hop(self._stores.cleanup, self.url, until=operation.until)
 
     async def pause(self, seconds: float) -> None:
         """Wait, for callers that block as well."""
@@ -132,6 +188,26 @@ class Objects:
     async def aclose(self) -> None:
         """Close the connections of every store that was used, as soon as no operation uses them."""
         await iothread.arun(self._stores.aclose)
+
+    async def _packed(self, text: str, ending: str, expires_at: datetime | None) -> tuple[bytes, str]:
+        settings = self._settings
+        # Exact only for ASCII, as JSON text from Airflow is; a threshold needs no more.
+        compression = settings.compression if len(text) >= settings.compression_threshold else "none"
+        if iothread.blocks():
+            return codec.encode(text, compression, ending=ending, expires_at=expires_at)
+        return await codec.aencode(text, compression, ending=ending, expires_at=expires_at)
+
+    async def _take_slot(self) -> Slot:
+        slot = self._limiter.slot(self._settings.timeout)
+        try:
+            await slot.__aenter__()
+        except TimeoutError:
+            raise StoreTimeoutError(
+                f"no request to {self._settings.url} was sent within {self._settings.timeout:g} s, as "
+                f"{self._settings.max_concurrency} others were in flight all the time: check that the store "
+                "answers, or raise [async_state] max_concurrency or timeout"
+            ) from None
+        return slot
 
     async def _hop(self, function: Callable[..., Coroutine[Any, Any, T]], base: str, *args: object, until: float) -> T:
         """Call a coroutine of `Stores` on the I/O thread, and once more where a newer connection may be accepted."""
@@ -143,14 +219,6 @@ class Objects:
             if newer is None:
                 raise
             return await iothread.arun(function, base, newer, *args, timeout=until - time.monotonic())
-
-    async def _packed(self, text: str, ending: str) -> tuple[bytes, str]:
-        settings = self._settings
-        # Exact only for ASCII, as JSON text from Airflow is; a threshold needs no more.
-        compression = settings.compression if len(text) >= settings.compression_threshold else "none"
-        if iothread.blocks():
-            return codec.encode(text, compression, ending)
-        return await codec.aencode(text, compression, ending)
 
     async def _look_up(self) -> Connection:
         conn_id = str(self._settings.aws_conn_id)

@@ -7,7 +7,7 @@ at any number of objects.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import anyio
@@ -18,7 +18,14 @@ from async_state.stores.base import Store
 _SHOWN: Final = 5
 
 
-async def purge_prefix(store: Store, prefix: str, *, concurrency: int, timeout: float) -> None:
+async def purge_prefix(
+    store: Store,
+    prefix: str,
+    *,
+    concurrency: int,
+    timeout: float,
+    selects: Callable[[str], bool] | None = None,
+) -> None:
     """Delete every object whose name starts with ``prefix``.
 
     Args:
@@ -27,12 +34,13 @@ async def purge_prefix(store: Store, prefix: str, *, concurrency: int, timeout: 
         concurrency: the most batches that are deleted at once.
         timeout: seconds for each page listed and for each batch deleted. A clear of a million keys may take its time,
             as long as it gets on.
+        selects: tells which of the names are deleted; ``None`` for all.
 
     Raises:
         PurgeError: some objects could not be deleted; all that could be are.
         StoreError: the objects could not be listed; those listed until then are deleted.
     """
-    async with contextlib.aclosing(_pages_of_names(store, prefix, timeout)) as pages:
+    async with contextlib.aclosing(_pages_of_names(store, prefix, selects, timeout)) as pages:
         await _purge(store, pages, concurrency, timeout)
 
 
@@ -84,10 +92,14 @@ def _report(remaining: Mapping[str, StoreError]) -> str:
     )
 
 
-async def _pages_of_names(store: Store, prefix: str, timeout: float) -> AsyncGenerator[Sequence[str], None]:
+async def _pages_of_names(
+    store: Store, prefix: str, selects: Callable[[str], bool] | None, timeout: float
+) -> AsyncGenerator[Sequence[str], None]:
     async with contextlib.aclosing(store.entries(prefix, timeout=timeout)) as pages:
         async for page in pages:
-            yield [entry.name for entry in page]
+            names = [entry.name for entry in page if selects is None or selects(entry.name)]
+            if names:
+                yield names
 
 
 async def _batches(names: Iterable[str], size: int) -> AsyncGenerator[Sequence[str], None]:

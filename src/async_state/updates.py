@@ -84,8 +84,9 @@ async def update(
     """
     until = time.monotonic() + timeout
     for conflicts in count():
-        async with objects.operation() as ends:
-            found = await objects.read_tagged(name, min(ends, until))
+        async with objects.operation("update") as operation:
+            operation.until = min(operation.until, until)
+            found = await objects.read_tagged(name, operation)
         text, seen = found or (None, None)
         value = None if text is None else await _load(text)
         row = await rows.read()
@@ -100,8 +101,9 @@ async def update(
                 await rows.refer()
                 continue
             text = elsewhere
-        async with objects.operation() as ends:
-            written = await objects.write_if_unchanged(name, text, seen, min(ends, until))
+        async with objects.operation("update") as operation:
+            operation.until = min(operation.until, until)
+            written = await objects.write_if_unchanged(name, text, seen, operation)
         if written and row.here:
             return value
         if written:

@@ -23,7 +23,7 @@ import pytest
 
 from async_state import Settings
 from async_state.errors import StoreError
-from async_state.stores.base import Details, Entry
+from async_state.stores.base import Details, Entry, Tagged
 from async_state.sweep import remove, survey
 from async_state.sweep.ledger import Ledger
 from async_state.sweep.references import References
@@ -162,6 +162,14 @@ class ModelStore:
         return f'"{SETTINGS.url}/{SERVED}"'.encode() if name in self.world.objects else None
 
     async def put(self, name: str, body: bytes, content_encoding: str, *, timeout: float) -> None:
+        raise NotImplementedError
+
+    async def get_tagged(self, name: str, *, timeout: float) -> Tagged | None:
+        raise NotImplementedError
+
+    async def put_if_unchanged(
+        self, name: str, body: bytes, content_encoding: str, seen: Tagged | None, *, timeout: float
+    ) -> bool:
         raise NotImplementedError
 
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:

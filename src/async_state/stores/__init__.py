@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from async_state import purge
+from async_state import cleanup, purge
 from async_state.connection import Connection
 from async_state.settings import Settings
 from async_state.stores.base import Store as Store
@@ -70,10 +70,23 @@ class Stores:
         bound = self._settings.max_concurrency
         await purge.purge_names(self._at(base, connection), names, concurrency=bound, timeout=timeout)
 
-    async def purge_prefix(self, base: str, connection: Connection, prefix: str, *, timeout: float) -> None:
+    async def purge_prefix(
+        self,
+        base: str,
+        connection: Connection,
+        prefix: str,
+        selects: Callable[[str], bool] | None = None,
+        *,
+        timeout: float,
+    ) -> None:
         """Delete every object below ``base`` whose name begins with ``prefix``. As `purge.purge_prefix`."""
+        bound, store = self._settings.max_concurrency, self._at(base, connection)
+        await purge.purge_prefix(store, prefix, concurrency=bound, timeout=timeout, selects=selects)
+
+    async def cleanup(self, base: str, connection: Connection, *, timeout: float) -> int:
+        """Delete what has expired below ``base``. As `cleanup.delete_expired`."""
         bound = self._settings.max_concurrency
-        await purge.purge_prefix(self._at(base, connection), prefix, concurrency=bound, timeout=timeout)
+        return await cleanup.delete_expired(self._at(base, connection), concurrency=bound, timeout=timeout)
 
     async def aclose(self) -> None:
         """Close the connections of every store; the next operation opens them anew."""

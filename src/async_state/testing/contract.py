@@ -622,11 +622,14 @@ class StateBackendContract:
 
         _in_forked_process(first)
 
-    def test_contract_24_cleanup_leaves_what_never_expires(self, backend: BaseStoreBackend, task: TaskScope) -> None:
+    def test_contract_24_cleanup_leaves_what_has_not_expired(self, backend: BaseStoreBackend, task: TaskScope) -> None:
         """`BaseStoreBackend.cleanup`: "Remove expired and orphaned state records"; what has no expiry stays."""
         backend.set(task, "k", "1", expires_at=None)
+        # `BaseStoreBackend.set`: "an absolute UTC datetime after which the row may be deleted", and not before.
+        tomorrow = datetime.datetime.now(tz=datetime.timezone.utc) + datetime.timedelta(days=1)
+        backend.set(task, "k2", "2", expires_at=tomorrow)
         backend.cleanup()
-        assert backend.get(task, "k") == "1"
+        assert (backend.get(task, "k"), backend.get(task, "k2")) == ("1", "2")
 
     def test_contract_25_it_is_made_without_arguments(self, backend: BaseStoreBackend) -> None:
         """`context._get_worker_state_store_backend`: ``import_string(path)()``, in a triggerer on the loop's thread."""
