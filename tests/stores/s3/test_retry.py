@@ -21,6 +21,7 @@ from async_state.stores.s3 import retry
 from async_state.stores.s3.errors import is_retryable
 from async_state.stores.s3.operations import Attempts, S3Error
 from async_state.testing import FakeS3, Request, fake_s3, faults
+from tests import fuzzing as fuzzing
 
 SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]
