@@ -375,7 +375,7 @@ import json, resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (3 * 1024**3,) * 2)
 from async_state import AsyncStateBackend, Settings
 from async_state.errors import CorruptObjectError
-backend = AsyncStateBackend(Settings(url=sys.argv[1], timeout=60))
+backend = AsyncStateBackend(Settings(url=sys.argv[1], timeout=600))
 used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = used()
 for ref in sys.argv[2:]:
@@ -387,7 +387,7 @@ for ref in sys.argv[2:]:
 """
     refs = [make_ref(tmp_path.as_uri(), object_name(SCOPE, key, Side.WORKER)) for key in bombs]
     command = [sys.executable, "-W", "error", "-c", program, tmp_path.as_uri(), *refs]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     used = [int(line) for line in done.stdout.split()]
     assert len(used) == len(bombs)
     # The limit itself, and a copy while zlib puts its output together.
