@@ -17,6 +17,9 @@ import pytest
 
 from tests import servers
 
+# Until all tests are imported: what is imported stays, and a collection takes a second.
+gc.disable()
+
 # Before any module reads them: no test sees the Airflow or AWS configuration of the machine it runs on.
 for name in [name for name in os.environ if name.startswith(("AWS_", "AIRFLOW_"))]:
     del os.environ[name]
@@ -49,9 +52,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Spare runs without hypothesis's tests the second that its plugin takes to import it for its summary."""
     if "hypothesis" not in sys.modules:
         session.config.pluginmanager.unregister(name="hypothesispytest")
-    # Each test that opens backends looks for garbage, for a third of a second if among all that is imported by now.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
@@ -112,6 +115,8 @@ def store_settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
 @pytest.fixture
 def opened() -> Iterator[BackendOf]:
     """Make backends that are closed after the test; what they leave open then fails it."""
+    # Garbage is looked for among what the test makes; among all that is there, it would take a third of a second.
+    gc.freeze()
     backends: list[AsyncStateBackend] = []
 
     def open_(settings: Settings) -> AsyncStateBackend:

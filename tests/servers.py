@@ -87,7 +87,7 @@ def free_port() -> int:
     return free_ports(1)[0]
 
 
-async def wait_for_port(port: int, seconds: float = 30) -> None:
+async def wait_for_port(port: int, seconds: float = 300) -> None:
     """Return once something accepts connections at ``port``."""
     with anyio.fail_after(seconds):
         while True:

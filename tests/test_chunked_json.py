@@ -11,18 +11,17 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from async_state import chunked_json
 from async_state.chunked_json import MAX_DEPTH, TooDeepError, UnfaithfulError
+from tests.fuzzing import FUZZED
 
 T = TypeVar("T")
 
 LARGE = sys.maxsize
-fixture_is_for_all = settings(
-    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+fixture_is_for_all = settings(FUZZED, max_examples=50)
 
 
 @pytest.fixture(params=[1, 40, 100, 64 * 1024])

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from async_state import codec
 from async_state.errors import CorruptObjectError, InvalidValueError
+from tests import fuzzing as fuzzing
 
 pytestmark = pytest.mark.anyio
 

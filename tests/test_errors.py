@@ -52,7 +52,7 @@ def test_an_error_comes_out_of_a_process_pool() -> None:
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         for kind in (PurgeError, StoreError):
             with pytest.raises(kind, match="and more") as caught:
-                pool.submit(fail, kind).result(60)
+                pool.submit(fail, kind).result(600)
             assert vars(caught.value).get("remaining") == (MORE[PurgeError][0] if kind is PurgeError else None)
 
 

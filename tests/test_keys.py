@@ -23,6 +23,7 @@ from async_state.keys import (
     scope_prefix,
     split_ref,
 )
+from tests import fuzzing as fuzzing
 
 BASE = "s3://bucket/prefix"
 

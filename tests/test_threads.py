@@ -150,7 +150,7 @@ asyncio.run(main())
 print("the end")
 """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True, timeout=600
     )
     assert done.stdout == "the end\n"
     assert done.stderr == ""

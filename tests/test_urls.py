@@ -14,6 +14,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from async_state import urls
+from tests import fuzzing as fuzzing
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tests.servers import free_port
 
 T = TypeVar("T")
 
+_COMMAND: Final = Path(__file__).parent / "airflow_command.py"
 # Many times what they take: for a machine that does much else at the same time.
 _MIGRATE_SECONDS: Final = 600.0
 _START_SECONDS: Final = 600.0
@@ -258,7 +259,7 @@ class Services:
     def _start(self, name: str, *arguments: str, extra: Mapping[str, str] | None = None) -> None:
         with (self.printed / name).open("wb") as output:
             self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "airflow", *arguments],
+                [sys.executable, _COMMAND, *arguments],
                 env={**self._environment, **(extra or {})},
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,

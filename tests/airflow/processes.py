@@ -14,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-SECONDS = 60.0
+SECONDS = 600.0
 
 processes = multiprocessing.get_context("forkserver")
 

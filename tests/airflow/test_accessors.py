@@ -156,13 +156,21 @@ def tasks(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Task
     home = tmp_path_factory.mktemp("async-tasks")
     (home / "dags").mkdir()
     (home / "airflow.cfg").touch()
-    for name in "async_tasks.py", "async_sync_backend.py":
+    for name in "async_tasks.py", "async_sync_backend.py", "async_program.py":
         shutil.copy(DAGS / name, home / "dags")
     shutil.copy(Path(next(iter(airflow.example_dags.__path__)), f"{EXAMPLE}.py"), home / "dags")
     moto = moto_server
     runs = [
         # First, since its retry waits for five seconds.
         in_s3(moto, "example", EXAMPLE),
+        Run(
+            "dag-test",
+            str(home / "dags" / "async_program.py"),
+            {
+                "AIRFLOW__WORKERS__STATE_STORE_BACKEND": BACKEND,
+                "AIRFLOW__ASYNC_STATE__URL": f"file://{home}/dag-test/state",
+            },
+        ),
         # Without the patches, on which `AsyncStateStore` must not depend.
         in_s3(moto, "store", "async_store", patch=False),
         Run("inline", "async_store"),
@@ -422,3 +430,18 @@ def test_a_connection_that_can_not_be_looked_up_on_the_loop(tasks: Tasks, run: s
     # What the message says to do instead works, and what failed has left nothing.
     assert found["values"] == [None, 2]
     assert found["threads"] == ["MainThread"]
+
+
+def test_contract_33_an_async_task_in_dag_test_uses_its_state(tasks: Tasks) -> None:
+    """Below the SDK's in-process supervisor."""
+    found = json.loads((tasks.home / "dag-test" / "found.json").read_text())
+    assert found == {
+        "task": ["default", 1, 2],
+        "asset": ["default", 1, 2],
+        "many": [{"k1": 1, "k2": 2}],
+        "cleared": ["default"],
+        "sync": ["value"],
+        "ended": "success",
+    }
+    objects = sorted(path.name for path in (tasks.home / "dag-test" / "state").rglob("*") if path.is_file())
+    assert objects == ["k1", "k2", "k3", "sync"]

@@ -274,7 +274,7 @@ async def test_a_reference_without_a_backend_is_warned_of(
 
 
 async def test_a_supervisor_without_asend_is_asked_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in ``dag.test()``: see test_dag_test.py for the real one."""
+    """As in ``dag.test()``: see test_accessors.py for the real one."""
     use(monkeypatch, None)
     threads = []
 

@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote
 import pytest
 import zstandard
 from airflow.sdk.state import AssetScope, TaskScope
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
@@ -37,14 +37,10 @@ from async_state.errors import AsyncStateError, ConfigurationError, CorruptObjec
 from async_state.keys import Side, make_ref, object_name, scope_prefix, split_ref
 from async_state.stores import open_store
 from async_state.testing import Answer, FakeS3, Request
+from tests.fuzzing import FUZZED
 
 SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]
-
-#: The same examples each time, and no time limit on any of them; the places that fixtures make serve for all.
-fuzzed = settings(
-    derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 
 def fits_one_line(text: str) -> bool:
@@ -135,7 +131,7 @@ def written_by(name: str) -> str:
 BASE = "s3://state/trusted"
 
 
-@settings(fuzzed, max_examples=1500)
+@settings(FUZZED, max_examples=500)
 @given(hostile_refs([BASE]))
 @example(f"{BASE}/v1/asset/id/007/worker/k")
 @example(f"{BASE}/v1/task/d/r/t/-1/worker/%2E%2E")
@@ -157,7 +153,7 @@ def test_a_cut_name_is_as_the_backend_cuts_it(kept: str) -> None:
         split_ref(f"{BASE}/v1/asset/name/a/worker/{kept}~{'0' * 32}", [BASE])
 
 
-@settings(fuzzed, max_examples=300)
+@settings(FUZZED, max_examples=100)
 @given(data=st.data())
 def test_no_ref_reaches_a_file_elsewhere(tmp_path: Path, data: st.DataObject) -> None:
     root = tmp_path / "root"
@@ -178,7 +174,7 @@ def test_no_ref_reaches_a_file_elsewhere(tmp_path: Path, data: st.DataObject) ->
     assert [path.read_text() for path in elsewhere] == ['"secret"'] * len(elsewhere)
 
 
-@settings(fuzzed, max_examples=300)
+@settings(FUZZED, max_examples=100)
 @given(data=st.data())
 def test_no_ref_reaches_another_place_in_s3(moto: FakeS3, s3_settings: SettingsOf, data: st.DataObject) -> None:
     bases = [BASE, "s3://state/earlier"]
@@ -214,7 +210,7 @@ asset_scopes = st.builds(AssetScope, name=pieces) | st.builds(AssetScope, uri=pi
 scopes = task_scopes | asset_scopes | st.builds(AssetScope, asset_id=st.integers(0, 20))
 
 
-@settings(fuzzed, max_examples=100)
+@settings(FUZZED, max_examples=40)
 @given(st.lists(st.tuples(scopes, state_keys), min_size=10, max_size=30))
 def test_look_alikes_never_share_an_object_or_a_directory(places: list[tuple[Any, str]]) -> None:
     owner_of: dict[str, str] = {}
@@ -229,7 +225,7 @@ def test_look_alikes_never_share_an_object_or_a_directory(places: list[tuple[Any
         assert sum(name.startswith(prefix) for prefix in prefixes) == 1
 
 
-@settings(fuzzed, max_examples=60)
+@settings(FUZZED, max_examples=30)
 @given(task_scopes, state_keys)
 def test_look_alikes_come_back_from_a_directory(tmp_path: Path, scope: TaskScope, key: str) -> None:
     neighbours = {k: f"{key}{k}"[-512:] for k in ("a", "/", "~", "%2F", ".")}
@@ -273,7 +269,7 @@ bodies = st.one_of(
 )
 
 
-@settings(fuzzed, max_examples=300)
+@settings(FUZZED, max_examples=100)
 @given(bodies)
 @example(b"[" * 200_000)
 @example(b"1" * 10_000)
@@ -379,7 +375,7 @@ import json, resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (3 * 1024**3,) * 2)
 from async_state import AsyncStateBackend, Settings
 from async_state.errors import CorruptObjectError
-backend = AsyncStateBackend(Settings(url=sys.argv[1], timeout=60))
+backend = AsyncStateBackend(Settings(url=sys.argv[1], timeout=600))
 used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = used()
 for ref in sys.argv[2:]:
@@ -391,7 +387,7 @@ for ref in sys.argv[2:]:
 """
     refs = [make_ref(tmp_path.as_uri(), object_name(SCOPE, key, Side.WORKER)) for key in bombs]
     command = [sys.executable, "-W", "error", "-c", program, tmp_path.as_uri(), *refs]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     used = [int(line) for line in done.stdout.split()]
     assert len(used) == len(bombs)
     # The limit itself, and a copy while zlib puts its output together.
@@ -450,7 +446,7 @@ class Conf:
         return self._options.get(option, fallback)
 
 
-@settings(fuzzed, max_examples=1000)
+@settings(FUZZED, max_examples=300)
 @given(st.dictionaries(st.sampled_from(OPTIONS), option_texts, min_size=1, max_size=3))
 @example({"url": "s3://[x"})
 @example({"url": "memory://["})
@@ -490,7 +486,7 @@ def test_what_no_operation_could_use_is_refused_at_once(option: str, text: str) 
     assert fits_one_line(str(caught.value))
 
 
-@settings(fuzzed, max_examples=100)
+@settings(FUZZED, max_examples=50)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30))
 def test_any_directory_works(tmp_path: Path, name: str) -> None:
     name = name.replace("..", "").replace("%00", "")
@@ -512,7 +508,7 @@ forging = st.text(
 )
 
 
-@settings(fuzzed, max_examples=100)
+@settings(FUZZED, max_examples=50)
 @given(forging, forging)
 def test_keys_and_identifiers_write_no_lines_of_their_own(
     opened: BackendOf, tmp_path: Path, caplog: pytest.LogCaptureFixture, identifier: str, key: str

@@ -37,6 +37,7 @@ from async_state import Settings
 from async_state.accessors import AsyncStateStore
 from async_state.errors import MissingObjectError, StoreError
 from async_state.testing import CREDENTIALS, REGION, Answer, FakeS3, Request
+from tests.fuzzing import FUZZED
 from tests.programs.common import fork, outcome
 from tests.programs.wire import PATIENCE
 
@@ -589,13 +590,10 @@ def run(machine: type[StateMachine], monkeypatch: pytest.MonkeyPatch, *, example
     try:
         run_state_machine_as_test(
             machine,
-            # The same examples each time: whoever changes nothing sees nothing new.
             settings=settings(
+                FUZZED,
                 max_examples=examples,
                 stateful_step_count=steps,
-                derandomize=True,
-                database=None,
-                deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 #: No test takes so many seconds, not even on a busy machine: whoever waits for so long gives up, and fails.
-PATIENCE = 60
+PATIENCE = 120
 
 
 @dataclass

@@ -291,7 +291,7 @@ print(json.dumps(clear()))
 print(json.dumps([clear(), os.listdir(root)]))
 """
     command = [sys.executable, "-W", "error", "-c", program, str(anybodys)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     forbidden, without_writeless, after = map(json.loads, done.stdout.splitlines())
     get_file, get_directory, put, delete, clear, left = forbidden

@@ -95,7 +95,7 @@ def test_a_credentials_file_that_is_written_later(
     file = tmp_path / "credentials"
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     with pytest.raises(StoreCredentialsError, match="NoCredentialsError"):
-        AsyncStateBackend(Settings(url="s3://state/p", endpoint_url=moto.url, timeout=1)).set(task, "key", "1")
+        AsyncStateBackend(Settings(url="s3://state/p", endpoint_url=moto.url, timeout=1.5)).set(task, "key", "1")
     writer = threading.Timer(
         0.2, file.write_text, ["[default]\naws_access_key_id = AKIAFILE\naws_secret_access_key = secret\n"]
     )

@@ -30,6 +30,7 @@ from async_state.stores.s3 import retry
 from async_state.testing import FakeS3, Request, faults
 from async_state.testing.contract import Calls
 from async_state.testing.faults import Fault
+from tests.programs.wire import PATIENCE
 
 SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]
@@ -48,20 +49,6 @@ def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(retry, pause, 0.01)
 
 
-@pytest.fixture
-def opened() -> Iterator[BackendOf]:
-    """As everywhere, but without collecting garbage, which takes longer than most tests here."""
-    backends: list[AsyncStateBackend] = []
-
-    def open_(settings: Settings) -> AsyncStateBackend:
-        backends.append(AsyncStateBackend(settings))
-        return backends[-1]
-
-    yield open_
-    for backend in backends:
-        backend.close()
-
-
 @pytest.fixture(scope="module")
 def onlooker(s3_settings: SettingsOf) -> Iterator[AsyncStateBackend]:
     """Another process's view, so to say: a backend that meets no fault."""
@@ -77,7 +64,7 @@ def _nothing_leaks(onlooker: AsyncStateBackend, moto_server: FakeS3, task: TaskS
     before = resources()
     yield
     moto_server.wait_until_idle()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     # Threads that have done their last work take a moment to end.
     while any(now > then for now, then in zip(resources(), before, strict=True)) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -191,16 +178,23 @@ def check_error(error: Exception, task: TaskScope, attempts: str) -> None:
 def calls_of(
     request: pytest.FixtureRequest, opened: BackendOf, s3_settings: SettingsOf, onlooker: AsyncStateBackend
 ) -> Iterator[Callable[..., Calls]]:
-    """Make a way to a new backend: its methods, after a call that has succeeded; or its coroutines, first of all."""
+    """Make a way to a backend.
+
+    In the one case it is its methods, after calls that have succeeded, and the same backend each time; in the other its
+    coroutines, and a new one each time.
+    """
     way, warm = request.param
     made = []
 
     def calls_of(**options: Any) -> Calls:
-        calls = Calls(opened(s3_settings(**{"max_attempts": 2, "timeout": AMPLE, **options})), way)
-        made.append(calls)
+        if warm and made:
+            # It may have met faults before, and works on all the same.
+            made.append(Calls(made[0].backend, way))
+            return made[-1]
+        made.append(Calls(opened(s3_settings(**{"max_attempts": 2, "timeout": AMPLE, **options})), way))
         if warm:
-            calls.get(TaskScope("warm", "r", "t"), "k")
-        return calls
+            made[-1].get(TaskScope("warm", "r", "t"), "k")
+        return made[-1]
 
     yield calls_of
     for calls in made:

@@ -35,7 +35,7 @@ def backend(
             """As where requests can't be composed."""
 
         monkeypatch.setattr(bucket, "resolve", nowhere)
-    return opened(s3_settings(timeout=2))
+    return opened(s3_settings(max_attempts=2))
 
 
 def test_a_store_that_asks_for_content_md5(backend: AsyncStateBackend, moto: FakeS3, task: TaskScope) -> None:

@@ -259,7 +259,7 @@ def test_without_credentials(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(StoreAccessError, match=r"NoCredentialsError.*aws_conn_id"):
-        opened(s3_settings(timeout=0.5)).set(task, "key", "1")
+        opened(s3_settings(timeout=1.5)).set(task, "key", "1")
     assert not moto.requests
 
 
@@ -294,7 +294,7 @@ def test_what_botocore_can_not_use_is_explained(
     task: TaskScope,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = s3_settings(endpoint_url=None, timeout=0.5)
+    settings = s3_settings(endpoint_url=None, timeout=1.5)
     if is_prepared:
         prepare(settings)
     monkeypatch.setenv(name, value)

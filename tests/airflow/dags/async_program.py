@@ -1,4 +1,4 @@
-"""A DAG for ``dag.test()``: see tests/airflow/test_dag_test.py."""
+"""A DAG that runs itself by ``dag.test()``, as a program: see tests/airflow/test_accessors.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from airflow.sdk import DAG, Asset, get_current_context, task
 
 from async_state import AsyncStateStore
 
-ORDERS = Asset(name="orders", uri="s3://orders/daily")
+FOUND = Path(os.environ["HOME"], "found.json")
+ORDERS = Asset(name="of-dag-test", uri="s3://of-dag-test/daily")
 
 
 @task(outlets=[ORDERS])
@@ -30,12 +31,12 @@ async def of_the_sdk() -> None:
     # A sync call between them, which in `dag.test()` uses the same channel.
     context["task_state_store"].set("sync", "value")
     found["sync"] = [await store.aget("sync")]
-    Path(os.environ["FOUND"]).write_text(json.dumps(found))
+    FOUND.write_text(json.dumps(found))
 
 
-with DAG("async_dag_test", schedule=None) as dag:
+with DAG("async_program", schedule=None) as dag:
     of_the_sdk()
 
 if __name__ == "__main__":
-    run = dag.test()
-    print("the run ended in", run.state)
+    ended = dag.test().state
+    FOUND.write_text(json.dumps({**json.loads(FOUND.read_text()), "ended": ended}))
