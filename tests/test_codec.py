@@ -198,9 +198,9 @@ async def test_a_large_text_is_encoded_and_decoded_on_a_thread(monkeypatch: pyte
     on_threads: list[int] = []
     encode, unpack = codec.encode, codec.unpack
 
-    def seen(function: Callable[..., Any], *args: Any) -> Any:
+    def seen(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         on_threads.append(threading.get_ident())
-        return function(*args)
+        return function(*args, **kwargs)
 
     monkeypatch.setattr(codec, "encode", partial(seen, encode))
     monkeypatch.setattr(codec, "unpack", partial(seen, unpack))

@@ -104,7 +104,7 @@ class Deployment:
         )  # fmt: skip
         counted: dict[str, Any] = json.loads(printed)
         lines = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
-        return counted | {"names": {line["name"] for line in lines if "name" in line}}
+        return counted | {"names": {line["ref"].removeprefix(f"{URL}/") for line in lines}}
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ HIDDEN = "hidden"
 NOBODY = "nobody"
 
 
-class Hiding(SimpleAuthManager):
+class Hiding(SimpleAuthManager):  # type: ignore[misc]
     """For the API server of the tests."""
 
     def is_authorized_dag(self, *, method: Any, user: Any, access_entity: Any = None, details: Any = None) -> bool:

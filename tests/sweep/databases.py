@@ -40,7 +40,7 @@ def _create_tables(engine: Engine) -> None:
     import airflow.models
     from airflow.models.base import Base
 
-    airflow.models.import_all_models()  # type: ignore[no-untyped-call]
+    airflow.models.import_all_models()
     if engine.dialect.name != "mysql":
         Base.metadata.create_all(engine)
         return

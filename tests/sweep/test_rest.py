@@ -139,7 +139,7 @@ class ApiServer(Services):
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     import airflow.models
 
-    airflow.models.import_all_models()  # type: ignore[no-untyped-call]
+    airflow.models.import_all_models()
     home = tmp_path_factory.mktemp("sweep") / "airflow"
     passwords = tmp_path_factory.mktemp("passwords") / "passwords.json"
     passwords.write_text(json.dumps(PASSWORDS))

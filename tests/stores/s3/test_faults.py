@@ -184,7 +184,7 @@ def calls_of(
     coroutines, and a new one each time.
     """
     way, warm = request.param
-    made = []
+    made: list[Any] = []
 
     def calls_of(**options: Any) -> Calls:
         if warm and made:
