@@ -273,6 +273,16 @@ def _encode(text: str) -> str:
     return quote(text, safe=":").replace("~", "%7E")
 
 
+def id_segment(identifier: str) -> str:
+    """Return the segment of an object's name for an identifier: a Dag, a run, a task, or an asset's name or URI."""
+    return _segment(identifier, _ID_BYTES)
+
+
+def key_segment(key: str) -> str:
+    """Return the segment of an object's name for a state key."""
+    return _segment(key, _KEY_BYTES)
+
+
 def _id_segment(scope: Any, field: str) -> str:
     value = getattr(scope, field)
     if not isinstance(value, str) or not value:

@@ -66,7 +66,21 @@ _FILTERS: Final = (
 
 COMMANDS: Final = (
     Command("check", "Check the configuration and the store, line by line", "check", (_OUTPUT, _VERBOSE)),
-    Command("list", "List keys", "listing", (*_FILTERS, _OUTPUT, _VERBOSE)),
+    Command(
+        "list",
+        "List keys",
+        "listing",
+        (
+            *_FILTERS,
+            _option(
+                "--no-encoding",
+                help="Do not ask the store how each object is compressed, which takes a request for each",
+                action="store_true",
+            ),
+            _OUTPUT,
+            _VERBOSE,
+        ),
+    ),
     Command(
         "get",
         "Show one key, with its value if asked to",
@@ -90,7 +104,12 @@ COMMANDS: Final = (
             _VERBOSE,
         ),
     ),
-    Command("delete", "Delete the objects that the filters select", "delete", (*_FILTERS, _DRY_RUN, _YES, _VERBOSE)),
+    Command(
+        "delete",
+        "Delete the objects that the filters select",
+        "delete",
+        (*_FILTERS, _DRY_RUN, _YES, _VERBOSE),
+    ),
     Command("export-refs", "Write every reference of Airflow's database", "export_refs", (_VERBOSE,)),
     Command(
         "sweep",

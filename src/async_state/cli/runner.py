@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from async_state import iothread
+from async_state import compat, iothread
 from async_state.errors import AsyncStateError, ConfigurationError
 
 DONE, FAILED, USAGE = 0, 1, 2
@@ -49,9 +49,14 @@ def run(command: Callable[[argparse.Namespace], Coroutine[Any, Any, int]], args:
 
 
 def _log_to_stderr(*, verbose: bool) -> None:
+    # Airflow sets its logging up when it is imported. Its handlers write to standard output, which a program may read.
+    compat.airflow_conf()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    handler.setLevel(logging.DEBUG if verbose else logging.WARNING)
     root = logging.getLogger()
-    # Airflow's own handlers write to standard output, which a program may read.
-    root.handlers[:] = [handler]
-    root.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    root.setLevel(handler.level)
+    for logger in (root, *logging.root.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger):
+            logger.handlers[:] = [handler] if logger is root else []
+            logger.propagate = True

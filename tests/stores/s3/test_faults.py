@@ -186,7 +186,7 @@ def calls_of(
     way, warm = request.param
     made: list[Any] = []
 
-    def calls_of(**options: Any) -> Calls:
+    def calls_of(**options: Any) -> Any:
         if warm and made:
             # It may have met faults before, and works on all the same.
             made.append(Calls(made[0].backend, way))
