@@ -214,7 +214,7 @@ def test_no_clear_deletes_the_owner(local: Place) -> None:
 def named(owner: str, **locations: str) -> Any:
     from async_state.ownership import Claim
 
-    return Claim(component="scheduler", owner=owner, locations=locations, clear_on_success={})
+    return Claim(component="scheduler", owner=owner, locations=locations, clear_on_success={}, options={})
 
 
 @pytest.mark.anyio
