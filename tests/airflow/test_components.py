@@ -129,7 +129,9 @@ def test_the_first_scheduler_names_the_deployment_and_its_components_agree(place
         assert start(*component, **place.environment, **other_user, **distributed) == []
     # The worker has added what it knows.
     added = {"broker": "redis://redis.prod/0", "clear_on_success": {"workers": False, "api-server": False}}
-    assert place.owner() == {**first, **added}
+    components = ("scheduler", "triggerer", "celery worker", "api-server")
+    options = {component: first["options"]["scheduler"] for component in components}
+    assert place.owner() == {**first, **added, "options": options}
 
 
 def test_another_deployments_components_are_told_of_both(place: Place) -> None:
