@@ -130,7 +130,7 @@ def test_the_first_scheduler_names_the_deployment_and_its_components_agree(place
     # The worker has added what it knows.
     added = {"broker": "redis://redis.prod/0", "clear_on_success": {"workers": False, "api-server": False}}
     components = ("scheduler", "triggerer", "celery worker", "api-server")
-    options = {component: first["options"]["scheduler"] for component in components}
+    options = dict.fromkeys(components, first["options"]["scheduler"])
     assert place.owner() == {**first, **added, "options": options}
 
 
