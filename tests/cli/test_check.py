@@ -133,8 +133,8 @@ def test_a_table_for_people(moto: FakeS3, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert next(line for line in lines if line.startswith("FAIL")).split()[1] == "put"
-    assert "NoSuchBucket" in done.stdout
+    assert next(line for line in lines if line.startswith("FAIL")).split()[1] == "bucket"
+    assert "there is no bucket none" in done.stdout
     assert lines[-1].endswith("2 failed")
     sources = {line.split()[2]: line.split(maxsplit=3)[3] for line in lines if line.startswith("ok    [async_state]")}
     assert sources["url"] == "s3://none/table (airflow.cfg)"
