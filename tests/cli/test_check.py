@@ -188,7 +188,7 @@ def test_a_store_that_is_not_there(check: Check) -> None:
 
 def test_credentials_that_are_not_there(check: Check, moto: FakeS3, tmp_path: Path) -> None:
     environment = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
-    checked = check(**of_moto(moto, "s3://state/nobody"), **environment)
+    checked = check(**of_moto(moto, "s3://state/nobody", timeout="1"), **environment)
     assert checked.code == 1
     assert "Give this process AWS credentials" in checked.wrong["credentials"]
     (tmp_path / "credentials").write_text("[ops]\naws_access_key_id = a\naws_secret_access_key = b\n")
