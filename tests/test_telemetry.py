@@ -127,9 +127,19 @@ def every_operation(backend: AsyncStateBackend, task: TaskScope) -> None:
     backend.cleanup()
 
 
-#: By scope, an update asks whether the key exists before it writes.
+#: In the order of the spans. By scope, an update asks whether the key exists before it writes.
 OPERATIONS = [
-    *("set", "get", "serialize", "deserialize", "exists", "update", "keys", "purge", "delete", "clear", "cleanup")
+    "set",
+    "get",
+    "serialize",
+    "deserialize",
+    "exists",
+    "update",
+    "keys",
+    "purge",
+    "delete",
+    "clear",
+    "cleanup",
 ]
 #: Of those, which read or write objects.
 CONTENT = ("set", "get", "serialize", "deserialize", "update")

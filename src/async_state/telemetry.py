@@ -1,8 +1,9 @@
 """Metrics and spans of the operations, by Airflow's own means: where they go is set in ``[metrics]`` and ``[traces]``.
 
-A span is started and ended where the caller is, below the span of its task; Airflow exports spans from a thread. A metric may be sent through a blocking
-socket, for which a name is looked up, so no caller sends one: a thread of its own takes them from a bounded queue. What
-finds the queue full is dropped and counted. Whatever fails here is logged once, and fails no operation.
+A span is started and ended where the caller is, below the span of its task; Airflow exports spans from a thread. A
+metric may be sent through a blocking socket, for which a name is looked up, so no caller sends one: a thread of its own
+takes them from a bounded queue. What finds the queue full is dropped and counted. Whatever fails here is logged once,
+and fails no operation.
 
 Nothing here names a key, a DAG or an object. ``docs/telemetry.md`` lists what is sent.
 """
