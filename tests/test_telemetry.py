@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -31,9 +33,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from async_state import AsyncStateBackend, Settings, StateStore, compat, telemetry
-from async_state.errors import CorruptObjectError, StoreError, StoreTimeoutError, UntrustedRefError
+from async_state.errors import CorruptObjectError, MissingObjectError, StoreError, StoreTimeoutError, UntrustedRefError
 from async_state.testing import FakeS3, faults
 from tests.programs.common import fork, outcome
+
+PAGE = Path(__file__).parents[1] / "docs" / "telemetry.md"
 
 SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]
@@ -167,6 +171,14 @@ def test_what_is_declared_is_what_is_measured() -> None:
     assert sorted(telemetry.OPERATIONS) == sorted(OPERATIONS)
 
 
+def test_the_page_names_what_is_sent() -> None:
+    """Each span, timer and counter, and nothing else."""
+    named = re.findall(r"`(async_state\.[a-z_.]+)`", PAGE.read_text())
+    sent = [f"async_state.{name}{kind}" for name in OPERATIONS for kind in ("", ".duration", ".errors")]
+    sent += [f"async_state.{name}.bytes" for name in CONTENT]
+    assert set(named) == {*sent, "async_state.telemetry.dropped"}
+
+
 def test_state_by_scope_is_measured(
     metrics: Metrics, opened: BackendOf, monkeypatch: pytest.MonkeyPatch, task: TaskScope
 ) -> None:
@@ -228,6 +240,24 @@ def test_errors_are_told_by_their_class(
     assert points["airflow.async_state.get.errors", "s3", "InvalidScopeError"][0] == 1
     assert [key for key in points if key[0].endswith(".errors") and key[2] == "ok"] == []
     assert ("airflow.async_state.serialize.duration", "s3", "ok") in points
+
+
+@pytest.mark.parametrize("on_missing", ["none", "raise"])
+def test_a_value_that_is_gone_is_told(
+    metrics: Metrics, spans: InMemorySpanExporter, opened: BackendOf, task: TaskScope, on_missing: str
+) -> None:
+    """A rule that deletes old objects shows by it. A retry after ``clear_on_success`` reads such references, too."""
+    backend = opened(Settings(url=f"memory://{task.dag_id}", on_missing=on_missing))
+    ref = backend.serialize_task_state_store_to_ref(value=1, key="k", scope=task)
+    backend.purge_task_state(ref)
+    with under_a_task(), contextlib.suppress(MissingObjectError):
+        assert backend.deserialize_task_state_store_from_ref(ref) is None
+    points = metrics.points()
+    assert points["airflow.async_state.deserialize.duration", "memory", "missing"][1] == 1
+    assert not [key for key in points if key[0].endswith(".errors")]
+    span = spans.get_finished_spans()[0]
+    assert (span.attributes or {})["outcome"] == "missing"
+    assert span.status.status_code is StatusCode.UNSET
 
 
 def test_a_value_that_stays_inline_in_an_outage_is_an_error(

@@ -475,7 +475,10 @@ class AsyncStateBackend(compat.StoreBackend):
             return await self._common_io.read(old_name)
         base, name = self._settings.locate(ref)
         async with self._objects.operation("deserialize", base) as operation:
-            return await self._objects.read(base, name, operation)
+            text = await self._objects.read(base, name, operation)
+            if text is None:
+                operation.outcome = "missing"
+            return text
 
     def _name_of_common_io(self, ref: str) -> str | None:
         return None if self._common_io is None else self._common_io.name_of(ref)

@@ -38,7 +38,7 @@ class Operation:
         until: When its time is over, by `time.monotonic`.
         measurement: ``None`` where telemetry is off.
         bytes: How many bytes of objects it has read or written so far.
-        outcome: ``ok``, ``cancelled``, or the class of the error that it ended with.
+        outcome: As in `Measurement.end`.
     """
 
     until: float

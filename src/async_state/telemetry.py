@@ -128,11 +128,12 @@ class Measurement:
         """End the measurement, and hand it over.
 
         Args:
-            outcome: ``ok``, ``cancelled``, or the class of the error that the operation ended with.
+            outcome: ``ok``, ``missing`` where a reference's object is gone, ``cancelled``, or the class of the error that
+                the operation ended with.
             size: How many bytes of objects were read or written.
         """
         seconds = time.monotonic() - self._began
-        failed = outcome not in ("ok", "cancelled")
+        failed = outcome not in ("ok", "missing", "cancelled")
         if self._span is not None:
             self._end_span(self._span, outcome, size, failed)
         if self._airflow.sends_metrics():

@@ -35,7 +35,8 @@ class Collector(ThreadingHTTPServer):
         self.received: list[tuple[str, bytes]] = []
 
     def spans(self) -> list[Any]:
-        requests = [ExportTraceServiceRequest.FromString(body) for path, body in self.received if path == "/v1/traces"]
+        bodies = [body for path, body in self.received if path == "/v1/traces"]
+        requests = map(ExportTraceServiceRequest.FromString, bodies)
         return [span for r in requests for s in r.resource_spans for scope in s.scope_spans for span in scope.spans]
 
     def metrics(self) -> list[Any]:
@@ -48,7 +49,7 @@ class Collector(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Collector
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.received.append((self.path, body))
         self.send_response(200)
