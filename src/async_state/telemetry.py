@@ -128,8 +128,8 @@ class Measurement:
         """End the measurement, and hand it over.
 
         Args:
-            outcome: ``ok``, ``missing`` where a reference's object is gone, ``cancelled``, or the class of the error that
-                the operation ended with.
+            outcome: ``ok``; ``missing``, where a reference's object is gone; ``cancelled``; or the class of the error
+                that the operation ended with.
             size: How many bytes of objects were read or written.
         """
         seconds = time.monotonic() - self._began
