@@ -64,6 +64,14 @@ def before_commands(callback: Callable[..., None]) -> None:
     register_pre_exec_callback(callback)  # type: ignore[no-untyped-call]
 
 
+def load_plugins() -> tuple[set[str], dict[str, str]]:
+    """Have Airflow load its plugins, as each component does, and return their names and the errors of others."""
+    from airflow.sdk.plugins_manager import _get_plugins
+
+    plugins, errors = _get_plugins()
+    return {str(plugin.name) for plugin in plugins}, errors
+
+
 def sdk_awaits_hooks() -> bool:
     """Return whether the SDK's own accessors await a backend's ``aserialize_…`` and ``adeserialize_…``.
 

@@ -84,7 +84,9 @@ def _before_command(**_: Any) -> None:
             _warn_of_references()
         return
     if component != "api-server":
-        _warn_of_local_files(settings.url)
+        local = local_files(settings.url)
+        if local:
+            log.warning("%s", local)
     if not settings.url.startswith("memory://"):
         from async_state import ownership
 
@@ -110,16 +112,16 @@ def _warn_of_references() -> None:
         )
 
 
-def _warn_of_local_files(url: str) -> None:
+def local_files(url: str) -> str:
+    """Return what is wrong with keeping state on this machine's disk below ``url``, or an empty string."""
     from airflow.sdk.configuration import conf
 
     names = re.findall(r"[\w.]*Executor\b", conf.get("core", "executor", fallback=""))
     distributed = [name for name in names if name.rpartition(".")[2] not in _LOCAL_EXECUTORS]
-    if url.startswith("file://") and distributed:
-        log.warning(
-            "State is kept in %s, on this machine's disk, but tasks run on other machines too ([core] executor = %s) "
-            "and read None there: set [async_state] url to an object store, such as s3://bucket/prefix. A directory "
-            "that every machine mounts at this path works, too",
-            url,
-            ",".join(distributed),
-        )
+    if not url.startswith("file://") or not distributed:
+        return ""
+    return (
+        f"State is kept in {url}, on this machine's disk, but tasks run on other machines too ([core] executor = "
+        f"{','.join(distributed)}) and read None there: set [async_state] url to an object store, such as "
+        "s3://bucket/prefix. A directory that every machine mounts at this path works, too"
+    )

@@ -24,18 +24,34 @@ def refuse_unknown(conf: Any, section: str, known: Sequence[str]) -> None:
     Raises:
         ConfigurationError: There is such a name. The message has each of them, with the nearest option.
     """
+    if found := unknown(conf, section, known):
+        raise ConfigurationError("; ".join(found))
+
+
+def unknown(conf: Any, section: str, known: Sequence[str]) -> list[str]:
+    """Return a sentence for each name that `refuse_unknown` refuses."""
     found = [*_in_file(conf, section, known), *_in_environment(section, known)]
-    if found:
-        raise ConfigurationError("; ".join(_explained(section, name, place, known) for name, place in found))
+    return [_explained(section, name, place, known) for name, place in found]
 
 
-def _in_file(conf: Any, section: str, known: Sequence[str]) -> list[tuple[str, str]]:
+def source(conf: Any, section: str, option: str) -> str:
+    """Return where an option's value comes from: a variable's name, ``airflow.cfg`` or ``default``."""
+    variable = f"AIRFLOW__{section.upper()}__{option.upper()}"
+    if variable in os.environ:
+        return variable
+    return "airflow.cfg" if option in _file_options(conf, section) else "default"
+
+
+def _file_options(conf: Any, section: str) -> list[str]:
     try:
-        names = [name for name in conf.options(section) if name not in conf.defaults()]
+        return [name for name in conf.options(section) if name not in conf.defaults()]
     except Exception:
         # There is no such section, or this is another kind of configuration.
         return []
-    return [(name, "in airflow.cfg") for name in names if name not in known]
+
+
+def _in_file(conf: Any, section: str, known: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, "in airflow.cfg") for name in _file_options(conf, section) if name not in known]
 
 
 def _in_environment(section: str, known: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -38,6 +38,7 @@ from urllib.parse import urlsplit
 from async_state import compat, iothread
 from async_state.errors import AsyncStateError, StoreAccessError
 from async_state.objects import Objects, Operation
+from async_state.settings import options
 
 if TYPE_CHECKING:
     from async_state.settings import Settings
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 
 #: The object's name. The names of state begin with v1/task/ or v1/asset/: no clear lists it, and no reference names it.
 NAME: Final = "v1/owner"
+#: What takes the place of a component's name where a command compares.
+COMMAND: Final = "command"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +61,14 @@ class Claim:
         locations: What the deployment is known by, by kind: ``database`` or ``broker``.
         clear_on_success: ``[state_store] clear_on_success`` by what acts upon it: ``workers`` delete objects, and the
             ``api-server`` deletes rows. Empty in a component that does neither.
+        options: The options of ``[async_state]`` that the component has beside their defaults, as texts.
     """
 
     component: str
     owner: str
     locations: dict[str, str]
     clear_on_success: dict[str, bool]
+    options: dict[str, str]
 
 
 def check_in_background(settings: Settings, component: str) -> None:
@@ -85,12 +90,15 @@ def check_in_background(settings: Settings, component: str) -> None:
 def claim_of(settings: Settings, component: str) -> Claim:
     """Return what the component's own configuration says of its deployment."""
     conf = compat.airflow_conf()
-    locations = {}
-    if component in ("scheduler", "triggerer"):
-        locations["database"] = _database(conf.get("database", "sql_alchemy_conn", fallback="") or "")
-    if component == "celery worker":
-        locations["broker"] = _broker(conf.get("celery", "broker_url", fallback="") or "")
     executor = conf.get("core", "executor", fallback="")
+    locations = {}
+    if component in ("scheduler", "triggerer", COMMAND):
+        locations["database"] = _database(conf.get("database", "sql_alchemy_conn", fallback="") or "")
+    # A worker on another machine has SQLite's default where it does not know the database.
+    if component == COMMAND and executor != "LocalExecutor" and locations["database"].startswith("sqlite:"):
+        del locations["database"]
+    if component == "celery worker" or (component == COMMAND and "Celery" in executor):
+        locations["broker"] = _broker(conf.get("celery", "broker_url", fallback="") or "")
     clears = None
     if component == "api-server":
         clears = "api-server"
@@ -98,10 +106,17 @@ def claim_of(settings: Settings, component: str) -> Claim:
         clears = "workers"
     return Claim(
         component=component,
-        owner=getattr(settings, "owner", ""),
+        owner=settings.owner,
         locations={kind: location for kind, location in locations.items() if location},
         clear_on_success={clears: compat.clear_on_success()} if clears else {},
+        options=options_of(settings),
     )
+
+
+def options_of(settings: Settings) -> dict[str, str]:
+    """Return the options that differ from their defaults, as texts, but for the URL, below which they are recorded."""
+    defaults = {option.name: option.default for option in options()}
+    return {name: text for name, text in settings.texts().items() if name != "url" and text != defaults[name]}
 
 
 async def check(settings: Settings, claim: Claim) -> None:
@@ -117,9 +132,9 @@ async def check(settings: Settings, claim: Claim) -> None:
     try:
         async with objects.slot():
             text = await objects.read(settings.url, NAME, operation)
-        found = _parsed(text)
-        if not _is_same(found, claim):
-            _log_other(settings.url, found, claim)
+        found = parsed(text)
+        if not is_same(found, claim):
+            log.error("%s", other(settings.url, found, claim))
             return
         _log_unequal_clears(found, claim)
         updated = _merged(found, claim)
@@ -169,14 +184,16 @@ def _main(settings: Settings, claim: Claim) -> None:
         logging.shutdown()
 
 
-def _parsed(text: str | None) -> dict[str, Any]:
+def parsed(text: str | None) -> dict[str, Any]:
+    """Return what the object at `NAME` says; nothing where there is none."""
     found = json.loads(text) if text is not None else {}
     if not isinstance(found, dict):
         raise ValueError(f"{NAME} holds no JSON object")
     return found
 
 
-def _is_same(found: dict[str, Any], claim: Claim) -> bool:
+def is_same(found: dict[str, Any], claim: Claim) -> bool:
+    """Tell whether the object may be that of the claim's deployment."""
     if found.get("owner") and claim.owner:
         return bool(found["owner"] == claim.owner)
     return all(found.get(kind, location) == location for kind, location in claim.locations.items())
@@ -190,23 +207,24 @@ def _merged(found: dict[str, Any], claim: Claim) -> dict[str, Any]:
         **{kind: found.get(kind, location) for kind, location in claim.locations.items()},
         **{kind: found[kind] for kind in ("database", "broker") if kind in found},
         "clear_on_success": {**found.get("clear_on_success", {}), **claim.clear_on_success},
+        "options": {**found.get("options", {}), claim.component: claim.options},
     }
 
 
-def _log_other(url: str, found: dict[str, Any], claim: Claim) -> None:
-    log.error(
-        "%s belongs to another deployment: %s has it since %s, and this %s is of %s. Deployments below one URL read "
-        "and clear each other's state. Give each an [async_state] url of its own. If both are the same deployment, or "
-        "share the URL on purpose, delete the object %s/%s and set [async_state] owner to one name in all their "
-        "components",
-        url,
-        _named(found.get("owner"), found),
-        found.get("since"),
-        claim.component,
-        _named(claim.owner, claim.locations),
-        url,
-        NAME,
+def other(url: str, found: dict[str, Any], claim: Claim) -> str:
+    """Return what to say where `is_same` is false."""
+    return (
+        f"{url} belongs to another deployment: {named(found)} has it since {found.get('since')}, and this "
+        f"{claim.component} is of {_named(claim.owner, claim.locations)}. Deployments below one URL read and clear "
+        "each other's state. Give each an [async_state] url of its own. If both are the same deployment, or share the "
+        f"URL on purpose, delete the object {url}/{NAME} and set [async_state] owner to one name in all their "
+        "components"
     )
+
+
+def named(found: dict[str, Any]) -> str:
+    """Return the name of the deployment that the object names."""
+    return _named(found.get("owner"), found)
 
 
 def _named(owner: Any, locations: dict[str, Any]) -> str:
@@ -218,15 +236,15 @@ def _named(owner: Any, locations: dict[str, Any]) -> str:
 
 def _log_unequal_clears(found: dict[str, Any], claim: Claim) -> None:
     for here, value in claim.clear_on_success.items():
-        for there, other in found.get("clear_on_success", {}).items():
-            if there != here and other != value:
+        for there, recorded in found.get("clear_on_success", {}).items():
+            if there != here and recorded != value:
                 log.warning(
                     "[state_store] clear_on_success is %s in the %s and was %s in the %s when that last started: a "
                     "task's success then deletes its objects and leaves the rows, or the reverse. Set it to the same "
                     "in both",
                     value,
                     here,
-                    other,
+                    recorded,
                     there,
                 )
 

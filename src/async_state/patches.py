@@ -59,3 +59,9 @@ def install() -> list[str]:
                 setattr(accessor, name, method)
                 changed.append(f"{accessor.__name__}.{name}")
     return changed
+
+
+def are_installed() -> bool:
+    """Tell whether `install` has replaced the coroutines in this process."""
+    of_task, of_asset, _ = compat.accessor_classes()
+    return bool(of_task.aget is _aget and of_asset.aget is _aget)

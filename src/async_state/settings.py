@@ -257,6 +257,14 @@ class Settings:
         base, name = keys.split_ref(ref, self.bases)
         return (self.url if base in self.moved_urls else base), name
 
+    def texts(self) -> dict[str, str]:
+        """Return each option as it would stand in ``airflow.cfg``; one that is left to botocore is empty."""
+        values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
+        return {
+            name: ",".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
+            for name, value in values.items()
+        }
+
     @classmethod
     def from_conf(cls, conf: Any) -> Settings:
         """Read the options from an Airflow configuration.
@@ -272,15 +280,29 @@ class Settings:
             ConfigurationError: An option can't be used, or there is no such option. The message has its full name.
         """
         misspelt.refuse_unknown(conf, SECTION, [option.name for option in dataclasses.fields(cls)])
-        given = {}
-        for option in dataclasses.fields(cls):
-            try:
-                text = (conf.get(SECTION, option.name, fallback=None) or "").strip()
-            except configparser.InterpolationError:
-                raise _bad(option.name, "can't be read: in airflow.cfg, write %% for each %") from None
-            if text:
-                given[option.name] = _parsed(option, text)
-        return cls(**given)
+        given = {option.name: _read(conf, option) for option in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+
+def problems(conf: Any) -> list[str]:
+    """Return everything for which `Settings.from_conf` would refuse the configuration, a sentence for each."""
+    options = dataclasses.fields(Settings)
+    found = misspelt.unknown(conf, SECTION, [option.name for option in options])
+    given = {}
+    for option in options:
+        try:
+            value = _read(conf, option)
+            if value is not None:
+                given[option.name] = _checked(option, value)
+        except ConfigurationError as e:
+            found.append(str(e))
+    if not found:
+        try:
+            Settings(**given)
+        except ConfigurationError as e:
+            # What two options are together.
+            found.append(str(e))
+    return found
 
 
 class Option(NamedTuple):
@@ -334,6 +356,15 @@ _TYPES: Final = {
 
 def _type(option: dataclasses.Field[Any]) -> _Type:
     return _TYPES[str(option.type)]
+
+
+def _read(conf: Any, option: dataclasses.Field[Any]) -> Any:
+    """Return the option's value in the configuration, which is not checked yet, or ``None`` if there is none."""
+    try:
+        text = (conf.get(SECTION, option.name, fallback=None) or "").strip()
+    except configparser.InterpolationError:
+        raise _bad(option.name, "can't be read: in airflow.cfg, write %% for each %") from None
+    return _parsed(option, text) if text else None
 
 
 def _parsed(option: dataclasses.Field[Any], text: str) -> Any:

@@ -88,6 +88,11 @@ def warn(what: str, why: str) -> None:
         )
 
 
+def warned() -> list[str]:
+    """Return what the fast path does without in this process, in the words of the warnings."""
+    return sorted(_warned)
+
+
 def new_session() -> AioSession:
     """Return a session that has looked nothing up."""
     global _next_session

@@ -90,6 +90,16 @@ class Bucket:
         if endpoint is not None:
             self.direct = await self._open_direct(endpoint)
 
+    @property
+    def provider(self) -> str:
+        """What botocore calls the provider of the credentials."""
+        return str(self._credentials.method)
+
+    @property
+    def ca_bundle(self) -> str | None:
+        """The file of authorities that is trusted; ``None`` for botocore's own."""
+        return _botocore.ca_bundle(self._session)
+
     async def client(self) -> Client:
         """Return the client, which is built when it is first asked for."""
         async with self._opening:
@@ -121,7 +131,7 @@ class Bucket:
     async def _open_direct(self, endpoint: Endpoint) -> Direct | None:
         context = None
         if endpoint.object_url.startswith("https:"):
-            context = await threads.call(_botocore.tls_context, _botocore.ca_bundle(self._session))
+            context = await threads.call(_botocore.tls_context, self.ca_bundle)
             if context is None:
                 return None
         http = await self._stack.enter_async_context(connections(self._options, context))

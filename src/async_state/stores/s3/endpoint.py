@@ -116,7 +116,7 @@ async def _resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredentia
         call = client.put_object(Bucket=bucket, Key=_KEY, Body=_BODY, ContentType=_CONTENT_TYPE)
         put = await _composed(client, call)
         endpoint = _read_off(put, listing, client.meta.config)
-        if endpoint is None or _is_proxied(put.url):
+        if endpoint is None or is_proxied(put.url):
             return None
         url, given = endpoint.of_object(_KEY), {"Content-Type": _CONTENT_TYPE}
         theirs, ours = _compared(put.headers), _compared(endpoint.signed("PUT", url, given, _BODY, credentials))
@@ -185,7 +185,7 @@ def _host(url: str) -> str:
     return host if parts.is_default_port() else f"{host}:{parts.port}"
 
 
-def _is_proxied(url: str) -> bool:
+def is_proxied(url: str) -> bool:
     """Tell whether the client sends requests for ``url`` through a proxy; it asks the same of the same library."""
     parts = urlsplit(url)
     return parts.scheme in getproxies() and not proxy_bypass(parts.netloc)

@@ -1,0 +1,128 @@
+"""``check``: the configuration, the installation, the store and the deployment, line by line."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any, Final
+
+from async_state import compat, threads
+from async_state.cli import context, output
+from async_state.cli.checks import Finding, Status, configuration, deployment, fail, installation, ok
+from async_state.cli.checks.operations import Probe
+from async_state.cli.output import Column
+from async_state.cli.runner import DONE, FAILED
+from async_state.connection import Connection
+from async_state.errors import ConfigurationError
+from async_state.settings import Settings
+from async_state.stores import open_store
+
+#: An operation that takes longer is as good as failed, for the person who waits.
+_TIMEOUT: Final = 10.0
+_COLUMNS: Final = (Column("check"), Column("status"), Column("detail"), Column("advice"), Column("ms"))
+#: How wide the names of checks are in a table.
+_WIDTH: Final = 37
+
+
+async def run(args: argparse.Namespace) -> int:
+    """Print a line for each finding as it is found, and count them."""
+    counts: Counter[Status] = Counter()
+    with _printing(args.output, counts) as add:
+        async with aclosing(_findings()) as findings:
+            async for finding in findings:
+                counts[finding.status] += 1
+                add(finding)
+    return FAILED if counts[Status.FAIL] else DONE
+
+
+async def _findings() -> AsyncGenerator[Finding]:
+    conf = compat.airflow_conf()
+    try:
+        settings = Settings.from_conf(conf)
+    except ConfigurationError:
+        settings = None
+    for finding in await threads.call(_of_this_machine, conf, settings):
+        yield finding
+    if settings is None:
+        yield fail("store", "not tried", "Correct the options first")
+        return
+    try:
+        connection = await context.connection_of(settings)
+    except ConfigurationError as e:
+        yield fail("connection", str(e))
+        return
+    if connection.conn_id:
+        yield ok("connection", f"{connection.conn_id} was found")
+    async for finding in _of_the_store(settings, connection):
+        yield finding
+        if finding.status is Status.FAIL and finding.check in _NEEDED:
+            yield fail("store", "everything that follows was left out", "Correct this first")
+            return
+
+
+#: Without these, nothing that follows can succeed.
+_NEEDED: Final = ("credentials", "endpoint", "put")
+
+
+def _of_this_machine(conf: Any, settings: Settings | None) -> list[Finding]:
+    return [
+        *configuration.of_airflow(conf),
+        *configuration.options(conf, settings),
+        *installation.findings(settings),
+    ]
+
+
+async def _of_the_store(settings: Settings, connection: Connection) -> AsyncIterator[Finding]:
+    timeout = min(settings.timeout, _TIMEOUT)
+    reach, settings_of_bucket = _of_s3(settings, connection, timeout)
+    store = open_store(settings.url, settings, connection)
+    try:
+        for findings in (
+            reach,
+            Probe(store, settings.url, timeout).findings(),
+            settings_of_bucket,
+            deployment.findings(settings, store, timeout),
+        ):
+            async for finding in findings:
+                yield finding
+    finally:
+        await store.aclose()
+
+
+def _of_s3(settings: Settings, connection: Connection, timeout: float) -> tuple[AsyncIterator[Finding], ...]:
+    """Return what is looked at in S3 only: before the operations, and after them."""
+    if not settings.url.startswith("s3://"):
+        return _nothing(), _nothing()
+    # It imports aiobotocore.
+    from async_state.cli.checks import s3
+    from async_state.stores.s3 import S3Options
+
+    options = S3Options.of(settings.url, settings, connection)
+    return s3.reach(options, timeout), s3.settings_of_bucket(options, timeout)
+
+
+async def _nothing() -> AsyncIterator[Finding]:
+    nothing: tuple[Finding, ...] = ()
+    for finding in nothing:
+        yield finding
+
+
+@contextmanager
+def _printing(form: str, counts: Counter[Status]) -> Iterator[Callable[[Finding], None]]:
+    if form != "table":
+        with output.rows(form, _COLUMNS) as add_row:
+            yield lambda finding: add_row({**finding._asdict(), "status": finding.status.value})
+        return
+    yield _print
+    names = ((Status.OK, "ok"), (Status.WARN, "to look at"), (Status.FAIL, "failed"))
+    output.result("\n" + ", ".join(f"{counts[status]} {name}" for status, name in names))
+
+
+def _print(finding: Finding) -> None:
+    status = finding.status.value if finding.status is Status.OK else finding.status.value.upper()
+    took = "" if finding.ms is None else f"{finding.ms} ms, "
+    output.result(output.printable(f"{status:4}  {finding.check:{_WIDTH}}  {took}{finding.detail}"))
+    if finding.advice:
+        output.result(f"      {'':{_WIDTH}}  -> {output.printable(finding.advice)}")

@@ -1,0 +1,184 @@
+"""What only S3 has: credentials, endpoint, region, TLS, the bucket's own settings, and the way that requests take."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from async_state.cli.checks import Finding, fail, ok, warn
+from async_state.errors import StoreError
+from async_state.stores.s3 import _botocore
+from async_state.stores.s3.diagnose import Answer, Diagnosis, diagnosis
+from async_state.stores.s3.options import S3Options
+
+#: A certificate that ends sooner is worth a word.
+_SOON: Final = timedelta(days=14)
+_LOCAL: Final = ("localhost", "127.0.0.1", "::1")
+#: Classes in which an object can't be read at once.
+_ARCHIVES: Final = ("GLACIER", "DEEP_ARCHIVE")
+_ARCHIVE_ADVICE: Final = "Leave the prefix out of the rule: its objects could not be read at once any more"
+
+
+async def reach(options: S3Options, timeout: float) -> AsyncIterator[Finding]:
+    """Yield how the bucket is reached, in the order of what needs what; a failure is the last finding."""
+    check = "credentials"
+    try:
+        async with diagnosis(options, timeout) as found:
+            yield ok(check, f"from {found.provider}")
+            check = "endpoint"
+            if found.is_proxied:
+                yield ok(check, f"{found.url}, through a proxy")
+            else:
+                tls = await found.tls()
+                yield ok(check, found.url)
+                yield _tls(found.url, tls and tls.version, tls and tls.ends)
+            check = "region"
+            yield _region(options, *await found.region())
+    except StoreError as e:
+        yield fail(check, str(e))
+
+
+async def settings_of_bucket(options: S3Options, timeout: float) -> AsyncIterator[Finding]:
+    """Yield what the bucket's own settings do to state, and which way requests take."""
+    async with diagnosis(options, timeout) as found:
+        versioning, lifecycle = await found.versioning(), await found.lifecycle()
+        lock = await found.object_lock()
+        rules = [rule for rule in lifecycle.found.get("Rules", ()) if rule.get("Status") == "Enabled"]
+        yield _versioning(versioning, rules, options.prefix)
+        yield from_answer("lifecycle", lifecycle, "s3:GetLifecycleConfiguration") or _first(
+            rules_against(rules, options.prefix), ok("lifecycle", "no rule deletes or archives state")
+        )
+        yield from_answer("object lock", lock, "s3:GetBucketObjectLockConfiguration") or _object_lock(lock)
+        yield _fast_path(found)
+
+
+def from_answer(check: str, answer: Answer, action: str) -> Finding | None:
+    """Return the finding for a setting that the store does not tell, or ``None``."""
+    if answer.is_unknown:
+        return ok(check, "this store has no such setting")
+    if answer.refused:
+        return warn(
+            check, f"not known: {answer.refused}", f"Allow {action} on the bucket to whoever runs this, or look there"
+        )
+    return None
+
+
+def rules_against(rules: Sequence[Mapping[str, Any]], prefix: str) -> Iterator[Finding]:
+    """Yield a finding for each lifecycle rule that would delete or archive state.
+
+    Args:
+        rules: Those that are enabled, as botocore parses them.
+        prefix: Of the store: empty, or ending in ``/``.
+    """
+    for rule in rules:
+        if not _meets(rule, prefix):
+            continue
+        name = f"the rule {rule.get('ID') or 'without an id'!r}"
+        expiration = rule.get("Expiration", {})
+        if "Days" in expiration or "Date" in expiration:
+            when = f"{expiration['Days']} days after it was set" if "Days" in expiration else f"{expiration['Date']:%F}"
+            yield fail(
+                "lifecycle",
+                f"{name} deletes state {when}, also what tasks and assets still refer to",
+                "Leave the prefix out of the rule; [state_store] default_retention_days and the command sweep delete "
+                "what nobody needs any more",
+            )
+        for transition in rule.get("Transitions", ()):
+            if transition.get("StorageClass") in _ARCHIVES:
+                yield fail("lifecycle", f"{name} moves state to {transition['StorageClass']}", _ARCHIVE_ADVICE)
+
+
+def _meets(rule: Mapping[str, Any], prefix: str) -> bool:
+    """Tell whether the rule is about some of our objects, which have no tags."""
+    chosen = rule.get("Filter", {})
+    both = chosen.get("And", {})
+    if "Tag" in chosen or both.get("Tags"):
+        return False
+    start = _start(rule)
+    return any(f"{prefix}{kind}".startswith(start) or start.startswith(f"{prefix}{kind}") for kind in _KINDS)
+
+
+_KINDS: Final = ("v1/task/", "v1/asset/")
+
+
+def _start(rule: Mapping[str, Any]) -> str:
+    chosen = rule.get("Filter", {})
+    return str(rule.get("Prefix") or chosen.get("Prefix") or chosen.get("And", {}).get("Prefix") or "")
+
+
+def _versioning(answer: Answer, rules: Sequence[Mapping[str, Any]], prefix: str) -> Finding:
+    unknown = from_answer("versioning", answer, "s3:GetBucketVersioning")
+    if unknown is not None:
+        return unknown
+    status = answer.found.get("Status", "")
+    if not status:
+        return ok("versioning", "off")
+    ends = any(
+        "NoncurrentVersionExpiration" in rule
+        and _meets(rule, prefix)
+        and all(f"{prefix}{kind}".startswith(_start(rule)) for kind in _KINDS)
+        for rule in rules
+    )
+    if ends:
+        return ok("versioning", f"{status.lower()}, and a lifecycle rule ends old versions")
+    return warn(
+        "versioning",
+        f"{status.lower()}: every earlier value of every key is kept for ever, also what was deleted",
+        "Add a lifecycle rule with NoncurrentVersionExpiration for the prefix",
+    )
+
+
+def _object_lock(answer: Answer) -> Finding:
+    configuration = answer.found.get("ObjectLockConfiguration", {})
+    retention = configuration.get("Rule", {}).get("DefaultRetention", {})
+    if retention:
+        return warn(
+            "object lock",
+            f"objects are kept for {retention.get('Days') or retention.get('Years')} "
+            f"{'days' if retention.get('Days') else 'years'}: what clear and sweep delete stays as old versions",
+            "Keep state in a bucket without a default retention",
+        )
+    return ok("object lock", "on, without a default retention" if configuration else "off")
+
+
+def _region(options: S3Options, used: str, of_bucket: str) -> Finding:
+    if not of_bucket or of_bucket == used or (used == "aws-global" and of_bucket == "us-east-1"):
+        return ok("region", used)
+    detail = f"the bucket is in {of_bucket}, and requests are signed for {used}"
+    advice = f"Set [async_state] region_name = {of_bucket}"
+    if options.endpoint_url:
+        return warn("region", detail, f"{advice}, unless this store takes any region")
+    return fail("region", f"{detail}: the first request of each process is refused", advice)
+
+
+def _tls(url: str, version: str | None, ends: datetime | None) -> Finding:
+    if version is None:
+        if urlsplit(url).hostname in _LOCAL:
+            return ok("tls", "none, on this machine")
+        return warn(
+            "tls", "none: others on the network can read values", "Use an https:// endpoint outside a trusted network"
+        )
+    if ends is None:
+        return ok("tls", version)
+    left = ends - datetime.now(timezone.utc)
+    detail = f"{version}, the certificate ends on {ends:%Y-%m-%d}"
+    return ok("tls", detail) if left > _SOON else warn("tls", detail, "Renew the store's certificate")
+
+
+def _fast_path(found: Diagnosis) -> Finding:
+    missing = _botocore.warned()
+    if found.is_direct and not missing:
+        return ok("fast path", "in use: requests are sent directly")
+    if missing:
+        return warn(
+            "fast path",
+            f"not in use, or not all of it, as this is not known: {', '.join(missing)}",
+            "Operations work, but slower: look for a newer release of airflow-async-state",
+        )
+    return ok("fast path", "not in use behind a proxy, or for S3 Express: requests go through botocore's client")
+
+
+def _first(findings: Iterator[Finding], otherwise: Finding) -> Finding:
+    return next(findings, otherwise)

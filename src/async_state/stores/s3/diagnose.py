@@ -1,0 +1,198 @@
+"""What the command ``check`` asks about a bucket, beside the operations of a store. Through the client alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import anyio
+
+from async_state import threads
+from async_state.errors import StoreTimeoutError
+from async_state.stores.s3 import _botocore
+from async_state.stores.s3.bucket import Bucket, open_bucket
+from async_state.stores.s3.client import error_of
+from async_state.stores.s3.endpoint import is_proxied
+from async_state.stores.s3.errors import is_not_implemented, map_exceptions
+from async_state.stores.s3.operations import Attempts, S3Error, attempts
+from async_state.stores.s3.options import S3Options
+
+#: What botocore's chain calls its providers, in the words of their documentation.
+_PROVIDERS: Final = {
+    "env": "the environment (AWS_ACCESS_KEY_ID)",
+    "explicit": "the environment (AWS_ACCESS_KEY_ID)",
+    "shared-credentials-file": "the shared credentials file",
+    "config-file": "the AWS config file",
+    "assume-role": "a role that the AWS profile names",
+    "assume-role-with-web-identity": "web identity (AWS_WEB_IDENTITY_TOKEN_FILE)",
+    "sso": "AWS IAM Identity Center (SSO)",
+    "custom-process": "credential_process of the AWS profile",
+    "container-role": "the container's role (ECS, EKS Pod Identity)",
+    "iam-role": "the instance's role (instance metadata)",
+}
+#: Answers that say that nothing is configured.
+_NONE: Final = frozenset({"NoSuchLifecycleConfiguration", "ObjectLockConfigurationNotFoundError"})
+
+
+class Tls(NamedTuple):
+    """A connection's encryption: the protocol's version, and when the server's certificate ends."""
+
+    version: str
+    ends: datetime | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the store says of one of the bucket's settings.
+
+    Attributes:
+        found: Its configuration, as botocore parses it; empty where there is none.
+        refused: Why the store does not tell, or an empty string.
+        is_unknown: Whether the store has no such setting at all.
+    """
+
+    found: Mapping[str, Any]
+    refused: str = ""
+    is_unknown: bool = False
+
+
+class Diagnosis:
+    """A bucket that is open, and what there is to know of it.
+
+    Args:
+        options: The store's.
+        bucket: Open.
+        url: Where its requests go.
+        timeout: Seconds for each question.
+    """
+
+    def __init__(self, options: S3Options, bucket: Bucket, url: str, timeout: float) -> None:
+        self._options = options
+        self._bucket = bucket
+        self._timeout = timeout
+        self.url = url
+
+    @property
+    def provider(self) -> str:
+        """Who gave the credentials."""
+        if self._options.connection.access_key_id:
+            return f"the Airflow connection {self._options.connection.conn_id}"
+        name = self._bucket.provider
+        profile = os.environ.get("AWS_PROFILE")
+        return _PROVIDERS.get(name, name) + (f", profile {profile}" if profile and "profile" not in name else "")
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether requests are sent directly."""
+        return self._bucket.direct is not None
+
+    @property
+    def is_proxied(self) -> bool:
+        """Whether requests go through a proxy."""
+        return is_proxied(self.url)
+
+    async def region(self) -> tuple[str, str]:
+        """Return the region that requests are signed for, and the one in which the store says that the bucket is."""
+        client = (await self._bucket.client()).client
+        answer = await self._setting("HeadBucket", client.head_bucket(Bucket=self._options.bucket))
+        headers = answer.found.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        return client.meta.region_name, headers.get("x-amz-bucket-region", "")
+
+    async def tls(self) -> Tls | None:
+        """Connect to the endpoint, and return its encryption; ``None`` for one without.
+
+        Raises:
+            StoreError: There is no connection, or its certificate is not accepted.
+        """
+        parts = urlsplit(self.url)
+        context: ssl.SSLContext | None = None
+        with map_exceptions(f"connect to {parts.netloc}", self._options.where, Attempts()):
+            if parts.scheme == "https":
+                context = await threads.call(_botocore.tls_context, self._bucket.ca_bundle)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            with anyio.fail_after(self._options.connect_timeout):
+                _, writer = await asyncio.open_connection(parts.hostname, port, ssl=context)
+        with closing(writer):
+            connection: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
+            if connection is None:
+                return None
+            ends = (connection.getpeercert() or {}).get("notAfter")
+            return Tls(
+                connection.version() or "TLS",
+                datetime.fromtimestamp(ssl.cert_time_to_seconds(str(ends)), timezone.utc) if ends else None,
+            )
+
+    async def versioning(self) -> Answer:
+        """Return the answer to GetBucketVersioning."""
+        client = (await self._bucket.client()).client
+        return await self._setting("GetBucketVersioning", client.get_bucket_versioning(Bucket=self._options.bucket))
+
+    async def lifecycle(self) -> Answer:
+        """Return the answer to GetBucketLifecycleConfiguration."""
+        client = (await self._bucket.client()).client
+        asked = client.get_bucket_lifecycle_configuration(Bucket=self._options.bucket)
+        return await self._setting("GetBucketLifecycleConfiguration", asked)
+
+    async def object_lock(self) -> Answer:
+        """Return the answer to GetObjectLockConfiguration."""
+        client = (await self._bucket.client()).client
+        asked = client.get_object_lock_configuration(Bucket=self._options.bucket)
+        return await self._setting("GetObjectLockConfiguration", asked)
+
+    async def _setting(self, operation: str, asked: Awaitable[Any]) -> Answer:
+        try:
+            with anyio.fail_after(self._timeout), error_of(operation):
+                return Answer(await asked)
+        except S3Error as e:
+            if e.code in _NONE:
+                return Answer({})
+            return Answer({}, e.code or f"HTTP {e.status}", is_unknown=is_not_implemented(e))
+        # It is not worth the check that one of these fails in any other way.
+        except Exception as e:
+            return Answer({}, type(e).__name__)
+
+
+@asynccontextmanager
+async def diagnosis(options: S3Options, timeout: float) -> AsyncIterator[Diagnosis]:
+    """Open the bucket for the block: find its credentials and its endpoint.
+
+    Args:
+        options: The store's.
+        timeout: Seconds for that, and for each question about it.
+
+    Raises:
+        StoreError: There are no credentials, or botocore can't use the options.
+    """
+    made = Attempts()
+    token = attempts.set(made)
+    try:
+        async with _opened(options, timeout, made) as bucket:
+            client = (await bucket.client()).client
+            url = bucket.direct.endpoint.bucket_url if bucket.direct else client.meta.endpoint_url
+            yield Diagnosis(options, bucket, url, timeout)
+    finally:
+        attempts.reset(token)
+
+
+@asynccontextmanager
+async def _opened(options: S3Options, timeout: float, made: Attempts) -> AsyncIterator[Bucket]:
+    opening = open_bucket(options)
+    with map_exceptions(f"find credentials for {options.url('')}", options.where, made):
+        with anyio.move_on_after(timeout) as scope:
+            bucket = await opening.__aenter__()
+        if scope.cancelled_caught:
+            raise StoreTimeoutError(
+                f"botocore found no credentials within {timeout:g} s: check the service that gives them (STS, "
+                "instance metadata), or name an Airflow connection in [async_state] aws_conn_id"
+            )
+    try:
+        yield bucket
+    finally:
+        await opening.__aexit__(None, None, None)
