@@ -296,7 +296,7 @@ def test_accessors_see_no_value_that_has_expired(
     values: dict[str, Any] = {"stored": "x" * 20, "inline": 1, "moved": "y" * 20, "common-io": "z"}
     (tmp_path / "io" / task.dag_id / "r" / "t" / "-1").mkdir(parents=True)
     (tmp_path / "io" / task.dag_id / "r" / "t" / "-1" / "k").write_text('"z"')
-    with AsyncStateBackend() as worker, set_supervisor_comms(server):  # type: ignore[arg-type]
+    with AsyncStateBackend() as worker, set_supervisor_comms(server):
         monkeypatch.setattr(compat, "worker_backend", lambda: worker)
         state = StateStore(TaskStateStoreAccessor(uuid.UUID(int=1), task))
         for key in ("stored", "inline", "moved"):

@@ -132,6 +132,28 @@ def test_every_history_goes_on_below_the_new_url(before: list[Any], after: list[
         deployment.backend.close()
 
 
+@settings(max_examples=50, deadline=None)
+@given(steps, steps, steps)
+def test_a_move_while_tasks_run(before: list[Any], meanwhile: list[Any], after: list[Any]) -> None:
+    """In the order that README gives: both URLs are trusted until all is copied."""
+    with tempfile.TemporaryDirectory() as directory:
+        old, new = ((Path(directory) / name).as_uri() for name in ("old", "new"))
+        deployment = Deployment(Settings(url=old))
+        for step, *arguments in before:
+            getattr(deployment, step)(*arguments)
+        deployment.reconfigure(Settings(url=new, trusted_urls=(old,)))
+        for step, *arguments in meanwhile:
+            getattr(deployment, step)(*arguments)
+            deployment.check()
+        move(Settings(url=old), Settings(url=new))
+        deployment.reconfigure(Settings(url=new, moved_urls=(old,)))
+        deployment.check()
+        for step, *arguments in after:
+            getattr(deployment, step)(*arguments)
+            deployment.check()
+        deployment.backend.close()
+
+
 def test_a_moved_reference(store_settings: SettingsOf, task: TaskScope) -> None:
     """On each kind of store: read, replaced by one of the new form, and purged."""
     place = f"{store_settings().url}/{task.dag_id}"
