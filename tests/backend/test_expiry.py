@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 from airflow.sdk.execution_time import comms
-from airflow.sdk.execution_time.context import TaskStateStoreAccessor
+from airflow.sdk.execution_time.context import NEVER_EXPIRE, TaskStateStoreAccessor
 from airflow.sdk.execution_time.supervisor import set_supervisor_comms
 from airflow.sdk.state import AssetScope, TaskScope
 from hypothesis import HealthCheck, settings
@@ -313,6 +313,22 @@ def test_accessors_see_no_value_that_has_expired(
         assert [state.update(key, lambda number: number + 1, default=0) for key in values] == [1] * 4
         assert server.backend.cleanup() == 0
         assert state.get_many(values) == dict.fromkeys(values, 1)
+
+
+def test_an_update_does_not_renew_a_row(
+    opened: BackendOf, clock: Forward, monkeypatch: pytest.MonkeyPatch, task: TaskScope, tmp_path: Path
+) -> None:
+    server = Server(opened(Settings(url=(tmp_path / "rows").as_uri())), task)
+    worker = opened(Settings(url=(tmp_path / "values").as_uri()))
+    monkeypatch.setattr(compat, "worker_backend", lambda: worker)
+    with set_supervisor_comms(server):
+        state = StateStore(TaskStateStoreAccessor(uuid.UUID(int=1), task))
+        state.set("short", 1, retention=2 * HOUR)
+        state.set("kept", 1, retention=NEVER_EXPIRE)
+        clock(HOUR)
+        assert [state.update(key, lambda number: number + 1) for key in ("short", "kept")] == [2, 2]
+        clock(HOUR)
+        assert state.get_many(["short", "kept"]) == {"short": None, "kept": 2}
 
 
 class Rows(RuleBasedStateMachine):

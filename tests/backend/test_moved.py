@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from contextlib import aclosing
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,22 @@ def test_a_moved_reference(store_settings: SettingsOf, task: TaskScope) -> None:
         backend.clear(task)
         assert stored(new) == []
         assert backend.deserialize_task_state_store_from_ref(refs[2]) is None
+
+
+def test_rows_keep_their_time_of_expiry(store_settings: SettingsOf, task: TaskScope) -> None:
+    """The rows that the API server keeps in the store."""
+    now, hour = datetime.now(timezone.utc), timedelta(hours=1)
+    place = f"{store_settings().url}/{task.dag_id}"
+    old, new = store_settings(url=f"{place}/old"), store_settings(url=f"{place}/new", moved_urls=(f"{place}/old",))
+    with AsyncStateBackend(old) as backend:
+        backend.set(task, "past", "1", expires_at=now - hour)
+        backend.set(task, "coming", "1", expires_at=now + hour)
+        backend.set(task, "never", "1")
+    move(old, new)
+    with AsyncStateBackend(new) as backend:
+        assert [backend.get(task, key) for key in ("past", "coming", "never")] == [None, "1", "1"]
+        assert (backend.cleanup(), backend.cleanup()) == (1, 0)
+        assert len(stored(new)) == 2
 
 
 def test_without_the_option_a_moved_reference_is_refused(store_settings: SettingsOf, task: TaskScope) -> None:
