@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import aclosing
@@ -142,6 +143,9 @@ def test_a_move_while_tasks_run(before: list[Any], meanwhile: list[Any], after: 
         deployment = Deployment(Settings(url=old))
         for step, *arguments in before:
             getattr(deployment, step)(*arguments)
+        # Which of two was written later, a copy can tell by the second.
+        for name in stored(Settings(url=old)):
+            os.utime(Path(directory, "old", name), (0, 0))
         deployment.reconfigure(Settings(url=new, trusted_urls=(old,)))
         for step, *arguments in meanwhile:
             getattr(deployment, step)(*arguments)
