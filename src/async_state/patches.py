@@ -64,4 +64,4 @@ def install() -> list[str]:
 def are_installed() -> bool:
     """Tell whether `install` has replaced the coroutines in this process."""
     of_task, of_asset, _ = compat.accessor_classes()
-    return bool(of_task.aget is _aget and of_asset.aget is _aget)
+    return all(getattr(accessor, "aget", None) is _aget for accessor in (of_task, of_asset))

@@ -129,7 +129,9 @@ def test_the_first_scheduler_names_the_deployment_and_its_components_agree(place
         assert start(*component, **place.environment, **other_user, **distributed) == []
     # The worker has added what it knows.
     added = {"broker": "redis://redis.prod/0", "clear_on_success": {"workers": False, "api-server": False}}
-    assert place.owner() == {**first, **added}
+    components = ("scheduler", "triggerer", "celery worker", "api-server")
+    options = dict.fromkeys(components, first["options"]["scheduler"])
+    assert place.owner() == {**first, **added, "options": options}
 
 
 def test_another_deployments_components_are_told_of_both(place: Place) -> None:
@@ -214,7 +216,7 @@ def test_no_clear_deletes_the_owner(local: Place) -> None:
 def named(owner: str, **locations: str) -> Any:
     from async_state.ownership import Claim
 
-    return Claim(component="scheduler", owner=owner, locations=locations, clear_on_success={})
+    return Claim(component="scheduler", owner=owner, locations=locations, clear_on_success={}, options={})
 
 
 @pytest.mark.anyio

@@ -76,13 +76,11 @@ def _of_this_machine(conf: Any, settings: Settings | None) -> list[Finding]:
 
 async def _of_the_store(settings: Settings, connection: Connection) -> AsyncIterator[Finding]:
     timeout = min(settings.timeout, _TIMEOUT)
-    reach, settings_of_bucket = _of_s3(settings, connection, timeout)
     store = open_store(settings.url, settings, connection)
     try:
         for findings in (
-            reach,
+            _of_its_kind(settings, connection, timeout),
             Probe(store, settings.url, timeout).findings(),
-            settings_of_bucket,
             deployment.findings(settings, store, timeout),
         ):
             async for finding in findings:
@@ -91,22 +89,14 @@ async def _of_the_store(settings: Settings, connection: Connection) -> AsyncIter
         await store.aclose()
 
 
-def _of_s3(settings: Settings, connection: Connection, timeout: float) -> tuple[AsyncIterator[Finding], ...]:
-    """Return what is looked at in S3 only: before the operations, and after them."""
-    if not settings.url.startswith("s3://"):
-        return _nothing(), _nothing()
-    # It imports aiobotocore.
-    from async_state.cli.checks import s3
-    from async_state.stores.s3 import S3Options
+async def _of_its_kind(settings: Settings, connection: Connection, timeout: float) -> AsyncIterator[Finding]:
+    if settings.url.startswith("s3://"):
+        # It imports aiobotocore.
+        from async_state.cli.checks import s3
+        from async_state.stores.s3 import S3Options
 
-    options = S3Options.of(settings.url, settings, connection)
-    return s3.reach(options, timeout), s3.settings_of_bucket(options, timeout)
-
-
-async def _nothing() -> AsyncIterator[Finding]:
-    nothing: tuple[Finding, ...] = ()
-    for finding in nothing:
-        yield finding
+        async for finding in s3.findings(S3Options.of(settings.url, settings, connection), timeout):
+            yield finding
 
 
 @contextmanager

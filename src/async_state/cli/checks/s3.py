@@ -21,8 +21,13 @@ _ARCHIVES: Final = ("GLACIER", "DEEP_ARCHIVE")
 _ARCHIVE_ADVICE: Final = "Leave the prefix out of the rule: its objects could not be read at once any more"
 
 
-async def reach(options: S3Options, timeout: float) -> AsyncIterator[Finding]:
-    """Yield how the bucket is reached, in the order of what needs what; a failure is the last finding."""
+async def findings(options: S3Options, timeout: float) -> AsyncIterator[Finding]:
+    """Yield how the bucket is reached, and what its own settings do to state; a failure ends that.
+
+    Args:
+        options: The store's.
+        timeout: Seconds for each request.
+    """
     check = "credentials"
     try:
         async with diagnosis(options, timeout) as found:
@@ -34,24 +39,21 @@ async def reach(options: S3Options, timeout: float) -> AsyncIterator[Finding]:
                 tls = await found.tls()
                 yield ok(check, found.url)
                 yield _tls(found.url, tls and tls.version, tls and tls.ends)
-            check = "region"
             yield _region(options, *await found.region())
+            yield _fast_path(found)
+            versioning, lifecycle = await found.versioning(), await found.lifecycle()
+            lock = await found.object_lock()
     except StoreError as e:
         yield fail(check, str(e))
-
-
-async def settings_of_bucket(options: S3Options, timeout: float) -> AsyncIterator[Finding]:
-    """Yield what the bucket's own settings do to state, and which way requests take."""
-    async with diagnosis(options, timeout) as found:
-        versioning, lifecycle = await found.versioning(), await found.lifecycle()
-        lock = await found.object_lock()
+        return
+    # Where not even the bucket can be asked, the operations that follow say why.
+    if any(answer.is_known or answer.is_unknown or answer.is_denied for answer in (versioning, lifecycle, lock)):
         rules = [rule for rule in lifecycle.found.get("Rules", ()) if rule.get("Status") == "Enabled"]
         yield _versioning(versioning, rules, options.prefix)
-        yield from_answer("lifecycle", lifecycle, "s3:GetLifecycleConfiguration") or _first(
+        yield from_answer("lifecycle", lifecycle, "s3:GetLifecycleConfiguration") or next(
             rules_against(rules, options.prefix), ok("lifecycle", "no rule deletes or archives state")
         )
         yield from_answer("object lock", lock, "s3:GetBucketObjectLockConfiguration") or _object_lock(lock)
-        yield _fast_path(found)
 
 
 def from_answer(check: str, answer: Answer, action: str) -> Finding | None:
@@ -134,10 +136,10 @@ def _object_lock(answer: Answer) -> Finding:
     configuration = answer.found.get("ObjectLockConfiguration", {})
     retention = configuration.get("Rule", {}).get("DefaultRetention", {})
     if retention:
-        return warn(
+        unit = "Days" if retention.get("Days") else "Years"
+        return fail(
             "object lock",
-            f"objects are kept for {retention.get('Days') or retention.get('Years')} "
-            f"{'days' if retention.get('Days') else 'years'}: what clear and sweep delete stays as old versions",
+            f"each object is kept for {retention.get(unit)} {unit.lower()} by default: S3 refuses to store state",
             "Keep state in a bucket without a default retention",
         )
     return ok("object lock", "on, without a default retention" if configuration else "off")
@@ -178,7 +180,3 @@ def _fast_path(found: Diagnosis) -> Finding:
             "Operations work, but slower: look for a newer release of airflow-async-state",
         )
     return ok("fast path", "not in use behind a proxy, or for S3 Express: requests go through botocore's client")
-
-
-def _first(findings: Iterator[Finding], otherwise: Finding) -> Finding:
-    return next(findings, otherwise)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping
@@ -13,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import anyio
+from botocore.exceptions import ClientError
 
 from async_state import threads
 from async_state.errors import StoreTimeoutError
@@ -21,8 +23,10 @@ from async_state.stores.s3.bucket import Bucket, open_bucket
 from async_state.stores.s3.client import error_of
 from async_state.stores.s3.endpoint import is_proxied
 from async_state.stores.s3.errors import is_not_implemented, map_exceptions
-from async_state.stores.s3.operations import Attempts, S3Error, attempts
+from async_state.stores.s3.operations import Attempts, S3Error, attempts, count_attempt
 from async_state.stores.s3.options import S3Options
+
+log = logging.getLogger(__name__)
 
 #: What botocore's chain calls its providers, in the words of their documentation.
 _PROVIDERS: Final = {
@@ -39,6 +43,7 @@ _PROVIDERS: Final = {
 }
 #: Answers that say that nothing is configured.
 _NONE: Final = frozenset({"NoSuchLifecycleConfiguration", "ObjectLockConfigurationNotFoundError"})
+_DENIED: Final = frozenset({"AccessDenied", "HTTP 403"})
 
 
 class Tls(NamedTuple):
@@ -61,6 +66,16 @@ class Answer:
     found: Mapping[str, Any]
     refused: str = ""
     is_unknown: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the store has told it."""
+        return not self.refused
+
+    @property
+    def is_denied(self) -> bool:
+        """Whether these credentials may not ask for it."""
+        return self.refused in _DENIED
 
 
 class Diagnosis:
@@ -101,8 +116,17 @@ class Diagnosis:
     async def region(self) -> tuple[str, str]:
         """Return the region that requests are signed for, and the one in which the store says that the bucket is."""
         client = (await self._bucket.client()).client
-        answer = await self._setting("HeadBucket", client.head_bucket(Bucket=self._options.bucket))
-        headers = answer.found.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        answer: Mapping[str, Any] = {}
+        try:
+            with anyio.fail_after(self._timeout):
+                answer = await client.head_bucket(Bucket=self._options.bucket)
+        except ClientError as e:
+            # Also an answer that denies everything else tells the region.
+            answer = e.response
+        except Exception as e:
+            # The operations that follow tell what is wrong.
+            log.debug("The bucket's region is not known: %s: %s", type(e).__name__, e)
+        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         return client.meta.region_name, headers.get("x-amz-bucket-region", "")
 
     async def tls(self) -> Tls | None:
@@ -113,7 +137,8 @@ class Diagnosis:
         """
         parts = urlsplit(self.url)
         context: ssl.SSLContext | None = None
-        with map_exceptions(f"connect to {parts.netloc}", self._options.where, Attempts()):
+        with map_exceptions(f"connect to {parts.netloc}", self._options.where, attempts.get()):
+            count_attempt()
             if parts.scheme == "https":
                 context = await threads.call(_botocore.tls_context, self._bucket.ca_bundle)
             port = parts.port or (443 if parts.scheme == "https" else 80)
