@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from async_state.cli.definition import COMMANDS
 from async_state.settings import SECTION, Settings, options
 
 README = Path(__file__).parents[2] / "README.md"
@@ -58,6 +59,11 @@ def test_every_page_is_linked_from_readme() -> None:
     pages = [page.name for page in (README.parent / "docs").glob("*.md")]
     assert pages
     assert [name for name in pages if f"(docs/{name})" not in text] == []
+
+
+def test_every_command_is_there() -> None:
+    table = README.read_text().partition("## The command")[2].partition("\n\n-")[0]
+    assert re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE) == [command.name for command in COMMANDS]
 
 
 def test_the_tests_that_are_named_exist() -> None:
