@@ -133,8 +133,8 @@ def test_a_table_for_people(moto: FakeS3, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == ""
     lines = done.stdout.splitlines()
-    assert next(line for line in lines if line.startswith("FAIL")).split()[1] == "put"
-    assert "NoSuchBucket" in done.stdout
+    assert next(line for line in lines if line.startswith("FAIL")).split()[1] == "bucket"
+    assert "there is no bucket none" in done.stdout
     assert lines[-1].endswith("2 failed")
     sources = {line.split()[2]: line.split(maxsplit=3)[3] for line in lines if line.startswith("ok    [async_state]")}
     assert sources["url"] == "s3://none/table (airflow.cfg)"
@@ -188,7 +188,7 @@ def test_a_store_that_is_not_there(check: Check) -> None:
 
 def test_credentials_that_are_not_there(check: Check, moto: FakeS3, tmp_path: Path) -> None:
     environment = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
-    checked = check(**of_moto(moto, "s3://state/nobody"), **environment)
+    checked = check(**of_moto(moto, "s3://state/nobody", timeout="1"), **environment)
     assert checked.code == 1
     assert "Give this process AWS credentials" in checked.wrong["credentials"]
     (tmp_path / "credentials").write_text("[ops]\naws_access_key_id = a\naws_secret_access_key = b\n")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from async_state import compat, threads
 from async_state.cli import context, output
-from async_state.cli.checks import Finding, Status, configuration, deployment, fail, installation, ok
+from async_state.cli.checks import Add, Finding, Status, configuration, deployment, fail, installation, ok
 from async_state.cli.checks.operations import Probe
 from async_state.cli.output import Column
 from async_state.cli.runner import DONE, FAILED
@@ -30,40 +30,35 @@ async def run(args: argparse.Namespace) -> int:
     """Print a line for each finding as it is found, and count them."""
     counts: Counter[Status] = Counter()
     with _printing(args.output, counts) as add:
-        async with aclosing(_findings()) as findings:
-            async for finding in findings:
-                counts[finding.status] += 1
-                add(finding)
+
+        def count(finding: Finding) -> None:
+            counts[finding.status] += 1
+            add(finding)
+
+        await _check(count)
     return FAILED if counts[Status.FAIL] else DONE
 
 
-async def _findings() -> AsyncGenerator[Finding]:
+async def _check(add: Add) -> None:
     conf = compat.airflow_conf()
     try:
         settings = Settings.from_conf(conf)
     except ConfigurationError:
         settings = None
     for finding in await threads.call(_of_this_machine, conf, settings):
-        yield finding
+        add(finding)
     if settings is None:
-        yield fail("store", "not tried", "Correct the options first")
+        add(fail("store", "was not tried", "Correct the options first"))
         return
     try:
         connection = await context.connection_of(settings)
     except ConfigurationError as e:
-        yield fail("connection", str(e))
+        add(fail("connection", str(e)))
         return
     if connection.conn_id:
-        yield ok("connection", f"{connection.conn_id} was found")
-    async for finding in _of_the_store(settings, connection):
-        yield finding
-        if finding.status is Status.FAIL and finding.check in _NEEDED:
-            yield fail("store", "everything that follows was left out", "Correct this first")
-            return
-
-
-#: Without these, nothing that follows can succeed.
-_NEEDED: Final = ("credentials", "endpoint", "put")
+        add(ok("connection", f"{connection.conn_id} was found"))
+    if not await _of_the_store(settings, connection, add):
+        add(fail("store", "what follows was left out", "Correct this first"))
 
 
 def _of_this_machine(conf: Any, settings: Settings | None) -> list[Finding]:
@@ -74,33 +69,28 @@ def _of_this_machine(conf: Any, settings: Settings | None) -> list[Finding]:
     ]
 
 
-async def _of_the_store(settings: Settings, connection: Connection) -> AsyncIterator[Finding]:
+async def _of_the_store(settings: Settings, connection: Connection, add: Add) -> bool:
+    """Return whether all operations succeeded."""
     timeout = min(settings.timeout, _TIMEOUT)
-    store = open_store(settings.url, settings, connection)
-    try:
-        for findings in (
-            _of_its_kind(settings, connection, timeout),
-            Probe(store, settings.url, timeout).findings(),
-            deployment.findings(settings, store, timeout),
-        ):
-            async for finding in findings:
-                yield finding
-    finally:
-        await store.aclose()
-
-
-async def _of_its_kind(settings: Settings, connection: Connection, timeout: float) -> AsyncIterator[Finding]:
     if settings.url.startswith("s3://"):
         # It imports aiobotocore.
         from async_state.cli.checks import s3
         from async_state.stores.s3 import S3Options
 
-        async for finding in s3.findings(S3Options.of(settings.url, settings, connection), timeout):
-            yield finding
+        if not await s3.check(S3Options.of(settings.url, settings, connection), timeout, add):
+            return False
+    store = open_store(settings.url, settings, connection)
+    try:
+        if not await Probe(store, settings.url, timeout, add).check():
+            return False
+        await deployment.check(settings, store, timeout, add)
+    finally:
+        await store.aclose()
+    return True
 
 
 @contextmanager
-def _printing(form: str, counts: Counter[Status]) -> Iterator[Callable[[Finding], None]]:
+def _printing(form: str, counts: Counter[Status]) -> Iterator[Add]:
     if form != "table":
         with output.rows(form, _COLUMNS) as add_row:
             yield lambda finding: add_row({**finding._asdict(), "status": finding.status.value})

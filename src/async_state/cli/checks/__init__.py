@@ -1,7 +1,8 @@
-"""What the command ``check`` looks at: a module for each subject, which yields findings in the order of printing."""
+"""What the command ``check`` looks at: a module for each subject, which adds findings in the order of printing."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
@@ -30,6 +31,10 @@ class Finding(NamedTuple):
     detail: str
     advice: str = ""
     ms: float | None = None
+
+
+#: Takes the next finding.
+Add = Callable[[Finding], None]
 
 
 def ok(check: str, detail: str, *, ms: float | None = None) -> Finding:

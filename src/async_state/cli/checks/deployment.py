@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 from async_state import codec, compat, ownership
-from async_state.cli.checks import Finding, fail, ok, warn
+from async_state.cli.checks import Add, Finding, fail, ok, warn
 from async_state.errors import AsyncStateError
 from async_state.settings import Settings
 from async_state.stores.base import Store
 
 
-async def findings(settings: Settings, store: Store, timeout: float) -> AsyncIterator[Finding]:
-    """Yield what the object that names the owner says, compared with this machine's configuration."""
+async def check(settings: Settings, store: Store, timeout: float, add: Add) -> None:
+    """Compare what the object that names the owner says with this machine's configuration."""
     url = f"{settings.url}/{ownership.NAME}"
     try:
         body = await store.get(ownership.NAME, timeout=timeout)
         found = ownership.parsed(None if body is None else await codec.adecode(body))
         claim = ownership.claim_of(settings, ownership.COMMAND)
     except (AsyncStateError, ValueError) as e:
-        yield fail("owner", f"{url} can't be read: {e}")
+        add(fail("owner", f"{url} can't be read: {e}"))
         return
     if not found:
-        yield ok("owner", f"nobody yet: the first component that starts writes {url}")
+        add(ok("owner", f"nobody yet: the first component that starts writes {url}"))
         return
     if not ownership.is_same(found, claim):
-        yield fail("owner", ownership.other(settings.url, found, claim))
+        add(fail("owner", ownership.other(settings.url, found, claim)))
         return
-    yield ok("owner", f"{ownership.named(found)}, since {found.get('since')}")
-    yield _clears(found)
+    add(ok("owner", f"{ownership.named(found)}, since {found.get('since')}"))
+    add(_clears(found))
     for component, options in found.get("options", {}).items():
-        yield _options(component, options, ownership.options_of(settings))
+        add(_options(component, options, ownership.options_of(settings)))
 
 
 def _clears(found: dict[str, Any]) -> Finding:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
-from async_state.cli.checks import Finding, fail, ok, warn
+from async_state.cli.checks import Add, Finding, fail, ok, warn
 from async_state.errors import AsyncStateError, ConditionsError
 from async_state.stores.base import Store
 
@@ -28,66 +28,73 @@ class Probe:
         store: Open.
         url: Its base URL, for messages.
         timeout: Seconds for each operation.
+        add: Takes the findings.
     """
 
-    def __init__(self, store: Store, url: str, timeout: float) -> None:
+    def __init__(self, store: Store, url: str, timeout: float, add: Add) -> None:
         self._store = store
         self._url = url
         self._timeout = timeout
+        self._add = add
         self._left: set[str] = set()
 
-    async def findings(self) -> AsyncIterator[Finding]:
-        """Yield a finding for each operation; after one that fails, those that need it are left out."""
+    async def check(self) -> bool:
+        """Do each operation. After one that fails, the others are left out.
+
+        Returns:
+            Whether all succeeded.
+        """
         try:
-            async for finding in self._operations():
-                yield finding
-            async for finding in self._conditions():
-                yield finding
+            await self._operations()
+            await self._conditions()
         except _FailedError as e:
-            yield e.finding
+            self._add(e.finding)
+            return False
         finally:
             if self._left:
                 with contextlib.suppress(AsyncStateError):
                     await self._store.delete(sorted(self._left), timeout=self._timeout)
+        return True
 
-    async def _operations(self) -> AsyncIterator[Finding]:
+    async def _operations(self) -> None:
         name, store = self._name(), self._store
         before = datetime.now(timezone.utc)
         body = b'"async_state"'
         _, ms = await self._timed("put", store.put(name, body, "", timeout=self._timeout))
-        yield ok("put", f"{self._url}/{name}", ms=ms)
+        self._add(ok("put", f"{self._url}/{name}", ms=ms))
         after = datetime.now(timezone.utc)
         found, ms = await self._timed("get", store.get(name, timeout=self._timeout))
         if found != body:
             raise _FailedError(fail("get", f"{self._url}/{name} is not what was put there a moment before"))
-        yield ok("get", "what was put", ms=ms)
+        self._add(ok("get", "what was put", ms=ms))
         listed, ms = await self._timed("list", self._list())
         if name not in listed:
             raise _FailedError(fail("list", f"{self._url}/{name} is not listed, though it is there"))
-        yield ok("list", "what was put", ms=ms)
+        self._add(ok("list", "what was put", ms=ms))
         details, _ = await self._timed("clock", store.head(name, timeout=self._timeout))
         if details is not None:
-            yield _clock(details.entry.modified, before, after)
+            self._add(_clock(details.entry.modified, before, after))
         _, ms = await self._timed("delete", self._delete(name))
-        if await store.get(name, timeout=self._timeout) is not None:
+        found, _ = await self._timed("delete", store.get(name, timeout=self._timeout))
+        if found is not None:
             raise _FailedError(fail("delete", f"{self._url}/{name} is still there"))
-        yield ok("delete", "what was put", ms=ms)
+        self._add(ok("delete", "what was put", ms=ms))
         names = [self._name(), self._name()]
         for each in names:
             await self._timed("bulk delete", store.put(each, body, "", timeout=self._timeout))
         _, ms = await self._timed("bulk delete", self._delete(*names))
-        yield ok("bulk delete", "two objects in one request, where the store has such a request", ms=ms)
+        self._add(ok("bulk delete", "two objects in one request, where the store has such a request", ms=ms))
 
-    async def _conditions(self) -> AsyncIterator[Finding]:
+    async def _conditions(self) -> None:
         name, store = self._name(), self._store
         try:
             await store.put_if_unchanged(name, b"1 ", "", None, timeout=self._timeout)
         except ConditionsError as e:
-            yield warn("conditional writes", str(e), "Do without update and aupdate, or use another store")
+            self._add(warn("conditional writes", str(e), "Do without update and aupdate, or use another store"))
         except AsyncStateError as e:
             raise _FailedError(fail("conditional writes", str(e))) from None
         else:
-            yield ok("conditional writes", "obeyed: update and aupdate work")
+            self._add(ok("conditional writes", "obeyed: update and aupdate work"))
         await self._timed("conditional deletes", store.put(name, b"2 ", "", timeout=self._timeout))
         seen, _ = await self._timed("conditional deletes", store.head(name, timeout=self._timeout))
         await self._timed("conditional deletes", store.put(name, b"3 ", "", timeout=self._timeout))
@@ -95,13 +102,15 @@ class Probe:
             raise _FailedError(fail("conditional deletes", f"{self._url}/{name} was put, and is not there"))
         gone, _ = await self._timed("conditional deletes", store.delete_unchanged(seen, timeout=self._timeout))
         if gone:
-            yield warn(
-                "conditional deletes",
-                "ignored: a sweep could delete what is written between its last look and its deletion",
-                "Sweep with a --grace that is longer than any task runs",
+            self._add(
+                warn(
+                    "conditional deletes",
+                    "ignored: a sweep could delete what is written between its last look and its deletion",
+                    "Sweep with a --grace that is longer than any task runs",
+                )
             )
         else:
-            yield ok("conditional deletes", "obeyed: a sweep spares what is written meanwhile")
+            self._add(ok("conditional deletes", "obeyed: a sweep spares what is written meanwhile"))
 
     def _name(self) -> str:
         name = f"{_PREFIX}{secrets.token_hex(16)}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from async_state.cli.checks import Finding, fail, ok, warn
+from async_state.cli.checks import Add, Finding, fail, ok, warn
 from async_state.errors import StoreError
 from async_state.stores.s3 import _botocore
 from async_state.stores.s3.diagnose import Answer, Diagnosis, diagnosis
@@ -21,42 +21,58 @@ _ARCHIVES: Final = ("GLACIER", "DEEP_ARCHIVE")
 _ARCHIVE_ADVICE: Final = "Leave the prefix out of the rule: its objects could not be read at once any more"
 
 
-async def findings(options: S3Options, timeout: float) -> AsyncIterator[Finding]:
-    """Yield how the bucket is reached, and what its own settings do to state; a failure ends that.
+async def check(options: S3Options, timeout: float, add: Add) -> bool:
+    """Look how the bucket is reached, and what its own settings do to state.
 
     Args:
         options: The store's.
         timeout: Seconds for each request.
+        add: Takes the findings.
+
+    Returns:
+        Whether operations may succeed.
     """
-    check = "credentials"
+    subject = "credentials"
     try:
         async with diagnosis(options, timeout) as found:
-            yield ok(check, f"from {found.provider}")
-            check = "endpoint"
+            add(ok(subject, f"from {found.provider}"))
+            subject = "endpoint"
             if found.is_proxied:
-                yield ok(check, f"{found.url}, through a proxy")
+                add(ok(subject, f"{found.url}, through a proxy"))
             else:
                 tls = await found.tls()
-                yield ok(check, found.url)
-                yield _tls(found.url, tls and tls.version, tls and tls.ends)
-            yield _region(options, *await found.region())
-            yield _fast_path(found)
+                add(ok(subject, found.url))
+                add(_tls(found.url, tls and tls.version, tls and tls.ends))
+            place = await found.place()
+            if place.is_missing:
+                advice = "Create it, or correct [async_state] url"
+                add(fail("bucket", f"there is no bucket {options.bucket} at {found.url}", advice))
+                return False
+            add(_region(options, place.region, place.bucket_region))
+            add(_fast_path(found))
             versioning, lifecycle = await found.versioning(), await found.lifecycle()
             lock = await found.object_lock()
     except StoreError as e:
-        yield fail(check, str(e))
-        return
+        add(fail(subject, str(e)))
+        return False
     # Where not even the bucket can be asked, the operations that follow say why.
     if any(answer.is_known or answer.is_unknown or answer.is_denied for answer in (versioning, lifecycle, lock)):
         rules = [rule for rule in lifecycle.found.get("Rules", ()) if rule.get("Status") == "Enabled"]
-        yield _versioning(versioning, rules, options.prefix)
-        yield from_answer("lifecycle", lifecycle, "s3:GetLifecycleConfiguration") or next(
-            rules_against(rules, options.prefix), ok("lifecycle", "no rule deletes or archives state")
-        )
-        yield from_answer("object lock", lock, "s3:GetBucketObjectLockConfiguration") or _object_lock(lock)
+        add(_versioning(versioning, rules, options.prefix))
+        for finding in _lifecycle(lifecycle, rules, options.prefix):
+            add(finding)
+        add(_from_answer("object lock", lock, "s3:GetBucketObjectLockConfiguration") or _object_lock(lock))
+    return True
 
 
-def from_answer(check: str, answer: Answer, action: str) -> Finding | None:
+def _lifecycle(answer: Answer, rules: Sequence[Mapping[str, Any]], prefix: str) -> list[Finding]:
+    unknown = _from_answer("lifecycle", answer, "s3:GetLifecycleConfiguration")
+    if unknown is not None:
+        return [unknown]
+    return [*_rules_against(rules, prefix)] or [ok("lifecycle", "no rule deletes or archives state")]
+
+
+def _from_answer(check: str, answer: Answer, action: str) -> Finding | None:
     """Return the finding for a setting that the store does not tell, or ``None``."""
     if answer.is_unknown:
         return ok(check, "this store has no such setting")
@@ -67,7 +83,7 @@ def from_answer(check: str, answer: Answer, action: str) -> Finding | None:
     return None
 
 
-def rules_against(rules: Sequence[Mapping[str, Any]], prefix: str) -> Iterator[Finding]:
+def _rules_against(rules: Sequence[Mapping[str, Any]], prefix: str) -> Iterator[Finding]:
     """Yield a finding for each lifecycle rule that would delete or archive state.
 
     Args:
@@ -111,7 +127,7 @@ def _start(rule: Mapping[str, Any]) -> str:
 
 
 def _versioning(answer: Answer, rules: Sequence[Mapping[str, Any]], prefix: str) -> Finding:
-    unknown = from_answer("versioning", answer, "s3:GetBucketVersioning")
+    unknown = _from_answer("versioning", answer, "s3:GetBucketVersioning")
     if unknown is not None:
         return unknown
     status = answer.found.get("Status", "")

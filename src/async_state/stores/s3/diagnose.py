@@ -53,6 +53,20 @@ class Tls(NamedTuple):
     ends: datetime | None
 
 
+class Place(NamedTuple):
+    """Where the bucket is.
+
+    Attributes:
+        is_missing: The store says that there is no such bucket. Some make one when something is put there.
+        region: Requests are signed for it.
+        bucket_region: The store has the bucket there; empty where it does not say.
+    """
+
+    is_missing: bool
+    region: str
+    bucket_region: str
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the store says of one of the bucket's settings.
@@ -113,8 +127,8 @@ class Diagnosis:
         """Whether requests go through a proxy."""
         return is_proxied(self.url)
 
-    async def region(self) -> tuple[str, str]:
-        """Return the region that requests are signed for, and the one in which the store says that the bucket is."""
+    async def place(self) -> Place:
+        """Return where the bucket is, if the store says."""
         client = (await self._bucket.client()).client
         answer: Mapping[str, Any] = {}
         try:
@@ -126,8 +140,9 @@ class Diagnosis:
         except Exception as e:
             # The operations that follow tell what is wrong.
             log.debug("The bucket's region is not known: %s: %s", type(e).__name__, e)
-        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        return client.meta.region_name, headers.get("x-amz-bucket-region", "")
+        metadata = answer.get("ResponseMetadata", {})
+        region = metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
+        return Place(metadata.get("HTTPStatusCode") == 404, client.meta.region_name, region)
 
     async def tls(self) -> Tls | None:
         """Connect to the endpoint, and return its encryption; ``None`` for one without.
