@@ -54,11 +54,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-def test_every_page_is_linked_from_readme() -> None:
-    text = README.read_text()
-    pages = [page.name for page in (README.parent / "docs").glob("*.md")]
+def test_every_page_can_be_found_from_readme() -> None:
+    found, left = set[Path](), [README]
+    while left:
+        page = left.pop().resolve()
+        if page not in found and page.exists():
+            found.add(page)
+            left += [page.parent / link for link in re.findall(r"\]\(([\w./-]+\.md)[)#]", page.read_text())]
+    pages = {page.resolve() for page in (README.parent / "docs").glob("*.md")}
     assert pages
-    assert [name for name in pages if f"(docs/{name})" not in text] == []
+    assert pages - found == set()
 
 
 def test_every_command_is_there() -> None:
