@@ -34,10 +34,11 @@ demo: $(VENV)/installed
 test: lint
 	$(BIN)/python -m pytest $(PARALLEL) $(LEFT_OUT)
 
-# Operators and a trigger of others, killed and in outages, two of them for more than a minute.
+# Operators and a trigger of others, killed and in outages, two of them for more than a minute; and what common-io's backend
+# has written to S3.
 test-clients: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --group clients
-	OUTAGES_LONG=1 $(BIN)/python -m pytest $(PARALLEL) tests/clients
+	OUTAGES_LONG=1 $(BIN)/python -m pytest $(PARALLEL) tests/clients tests/backend/test_common_io.py
 
 # Whole deployments: LocalExecutor on SQLite, and CeleryExecutor with Redis, PostgreSQL and SeaweedFS where Debian's
 # redis-server and postgresql are installed. Ten minutes.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -25,15 +27,17 @@ from airflow.sdk.observability import stats, trace
 from airflow.sdk.state import TaskScope
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
-from async_state import AsyncStateBackend, Settings, telemetry
-from async_state.errors import CorruptObjectError, StoreError, StoreTimeoutError, UntrustedRefError
+from async_state import AsyncStateBackend, Settings, StateStore, compat, telemetry
+from async_state.errors import CorruptObjectError, MissingObjectError, StoreError, StoreTimeoutError, UntrustedRefError
 from async_state.testing import FakeS3, faults
 from tests.programs.common import fork, outcome
+
+PAGE = Path(__file__).parents[1] / "docs" / "telemetry.md"
 
 SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]
@@ -80,11 +84,26 @@ def metrics() -> Iterator[Metrics]:
     collected.provider.shutdown()
 
 
+class Broken(SpanProcessor):  # type: ignore[misc]
+    """A processor of spans, of which anybody may add some, that fails when it is told to."""
+
+    fails = ""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        if self.fails == "on_start" and span.name.startswith("async_state."):
+            raise RuntimeError("no spans today")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if self.fails == "on_end" and span.name.startswith("async_state."):
+            raise RuntimeError("no spans today")
+
+
 @pytest.fixture(scope="module")
 def exporter() -> InMemorySpanExporter:
     """Receives the spans of this process, of which OpenTelemetry sets the provider once."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
+    provider.add_span_processor(Broken())
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     return exporter
@@ -101,13 +120,33 @@ def every_operation(backend: AsyncStateBackend, task: TaskScope) -> None:
     backend.get(task, "secret-key")
     ref = backend.serialize_task_state_store_to_ref(value="secret-value", key="secret-key", scope=task)
     backend.deserialize_task_state_store_from_ref(ref)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compat, "worker_backend", lambda: backend)
+        state = StateStore(task)
+        state.update("secret-key", lambda value: value)
+        state.keys()
     backend.purge_task_state(ref)
     backend.delete(task, "secret-key")
     backend.clear(task)
     backend.cleanup()
 
 
-OPERATIONS = ["set", "get", "serialize", "deserialize", "purge", "delete", "clear", "cleanup"]
+#: In the order of the spans. By scope, an update asks whether the key exists before it writes.
+OPERATIONS = [
+    "set",
+    "get",
+    "serialize",
+    "deserialize",
+    "exists",
+    "update",
+    "keys",
+    "purge",
+    "delete",
+    "clear",
+    "cleanup",
+]
+#: Of those, which read or write objects.
+CONTENT = ("set", "get", "serialize", "deserialize", "update")
 
 
 def test_the_metrics_of_every_operation(metrics: Metrics, opened: BackendOf, task: TaskScope) -> None:
@@ -116,14 +155,70 @@ def test_the_metrics_of_every_operation(metrics: Metrics, opened: BackendOf, tas
     most = (time.monotonic() - began) * 1000
     points = metrics.points()
     timers = {f"airflow.async_state.{name}.duration" for name in OPERATIONS}
-    counters = {f"airflow.async_state.{name}.bytes" for name in ("set", "get", "serialize", "deserialize")}
+    counters = {f"airflow.async_state.{name}.bytes" for name in CONTENT}
     assert set(points) == {(name, "memory", "ok") for name in timers | counters}
     assert all(points[name, "memory", "ok"][1] == 1 for name in timers)
     # In milliseconds, as Airflow's other timers.
-    assert 0 < sum(points[name, "memory", "ok"][0] for name in timers) < most
+    alone = timers - {"airflow.async_state.exists.duration"}  # which is part of the update
+    assert 0 < sum(points[name, "memory", "ok"][0] for name in alone) < most
     size = len('"secret-value"')
     assert [points[f"airflow.async_state.{name}.bytes", "memory", "ok"][0] for name in ("set", "get")] == [size] * 2
     assert points["airflow.async_state.serialize.bytes", "memory", "ok"][0] >= size
+    # An update reads and writes.
+    assert points["airflow.async_state.update.bytes", "memory", "ok"][0] >= 2 * size
+
+
+def test_what_is_declared_is_what_is_measured() -> None:
+    assert sorted(telemetry.OPERATIONS) == sorted(OPERATIONS)
+
+
+def test_the_page_names_what_is_sent() -> None:
+    """Each span, timer and counter, and nothing else."""
+    named = re.findall(r"`(async_state\.[a-z_.]+)`", PAGE.read_text())
+    sent = [f"async_state.{name}{kind}" for name in OPERATIONS for kind in ("", ".duration", ".errors")]
+    sent += [f"async_state.{name}.bytes" for name in CONTENT]
+    assert set(named) == {*sent, "async_state.telemetry.dropped"}
+
+
+def test_state_by_scope_is_measured(
+    metrics: Metrics, opened: BackendOf, monkeypatch: pytest.MonkeyPatch, task: TaskScope
+) -> None:
+    """What a trigger does to its task's state, beside what `every_operation` does."""
+    backend = opened(Settings(url=f"memory://{task.dag_id}"))
+    monkeypatch.setattr(compat, "worker_backend", lambda: backend)
+    backend.serialize_task_state_store_to_ref(value=1, key="k", scope=task)
+    state = StateStore(task)
+    state.set("k", 2)
+    assert state.get("k") == 2
+    points = metrics.points()
+    counts = {
+        name: points[f"airflow.async_state.{name}.duration", "memory", "ok"][1] for name in ("exists", *CONTENT[2:4])
+    }
+    assert counts == {"exists": 1, "serialize": 2, "deserialize": 1}
+
+
+def test_an_update_is_one_operation_however_often_it_is_tried(
+    metrics: Metrics, opened: BackendOf, monkeypatch: pytest.MonkeyPatch, task: TaskScope
+) -> None:
+    backend = opened(Settings(url=f"memory://{task.dag_id}"))
+    monkeypatch.setattr(compat, "worker_backend", lambda: backend)
+    backend.serialize_task_state_store_to_ref(value=0, key="k", scope=task)
+    state = StateStore(task)
+    tries: list[int] = []
+
+    def meet_others(value: Any) -> Any:
+        tries.append(value)
+        if len(tries) < 3:
+            state.set("k", 10 * len(tries))
+        return value + 1
+
+    assert state.update("k", meet_others) == 21
+    with pytest.raises(ZeroDivisionError):
+        state.update("k", lambda value: value // 0)
+    points = metrics.points()
+    assert tries == [0, 10, 20]
+    assert points["airflow.async_state.update.duration", "memory", "ok"][1] == 1
+    assert points["airflow.async_state.update.errors", "memory", "ZeroDivisionError"][0] == 1
 
 
 def test_errors_are_told_by_their_class(
@@ -146,6 +241,24 @@ def test_errors_are_told_by_their_class(
     assert points["airflow.async_state.get.errors", "s3", "InvalidScopeError"][0] == 1
     assert [key for key in points if key[0].endswith(".errors") and key[2] == "ok"] == []
     assert ("airflow.async_state.serialize.duration", "s3", "ok") in points
+
+
+@pytest.mark.parametrize("on_missing", ["none", "raise"])
+def test_a_value_that_is_gone_is_told(
+    metrics: Metrics, spans: InMemorySpanExporter, opened: BackendOf, task: TaskScope, on_missing: str
+) -> None:
+    """A rule that deletes old objects shows by it. A retry after ``clear_on_success`` reads such references, too."""
+    backend = opened(Settings(url=f"memory://{task.dag_id}", on_missing=on_missing))
+    ref = backend.serialize_task_state_store_to_ref(value=1, key="k", scope=task)
+    backend.purge_task_state(ref)
+    with under_a_task(), contextlib.suppress(MissingObjectError):
+        assert backend.deserialize_task_state_store_from_ref(ref) is None
+    points = metrics.points()
+    assert points["airflow.async_state.deserialize.duration", "memory", "missing"][1] == 1
+    assert not [key for key in points if key[0].endswith(".errors")]
+    span = spans.get_finished_spans()[0]
+    assert (span.attributes or {})["outcome"] == "missing"
+    assert span.status.status_code is StatusCode.UNSET
 
 
 def test_a_value_that_stays_inline_in_an_outage_is_an_error(
@@ -237,6 +350,25 @@ def test_a_span_of_a_failure_names_its_class_alone(
     span = spans.get_finished_spans()[0]
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "CorruptObjectError")
     assert "secret" not in span.to_json()
+
+
+@pytest.mark.parametrize("fails", ["on_start", "on_end"])
+def test_spans_that_fail_fail_no_operation(
+    spans: InMemorySpanExporter,
+    opened: BackendOf,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    task: TaskScope,
+    fails: str,
+) -> None:
+    monkeypatch.setattr(Broken, "fails", fails)
+    monkeypatch.setattr(telemetry, "_warned_of_spans", False)
+    backend = opened(Settings(url=f"memory://{task.dag_id}"))
+    with under_a_task():
+        every_operation(backend, task)
+    assert [record.message for record in caplog.records] == [
+        "Spans of state can't be made; this is said once: RuntimeError('no spans today')"
+    ]
 
 
 def test_no_span_without_one_that_records(spans: InMemorySpanExporter, opened: BackendOf, task: TaskScope) -> None:
@@ -413,8 +545,10 @@ def test_a_fork_has_a_thread_and_a_socket_of_its_own(opened: BackendOf, task: Ta
     assert all(packet.startswith(b"airflow.async_state.get.duration") for packet in packets)
 
 
-def test_a_fork_waits_for_what_is_being_sent(task: TaskScope) -> None:
+def test_a_fork_waits_for_what_is_being_sent(monkeypatch: pytest.MonkeyPatch, task: TaskScope) -> None:
     """A library may hold a lock meanwhile, as glibc does when it looks up a name."""
+    # On a busy machine, the other thread takes its time.
+    monkeypatch.setattr(telemetry, "_FORK_PATIENCE", 60)
     Recorder.reset(held=True)
     measurement = telemetry.start("get", "memory://x")
     assert measurement is not None

@@ -130,7 +130,7 @@ class AsyncStateStore:
         The value is read, and written only if nobody wrote it meanwhile; else all begins anew, until
         ``[async_state] timeout`` is over. Any number of tasks, threads and processes may update one key at once. A
         plain ``set`` knows nothing of it: it overwrites what was updated meanwhile, and the first ``set`` of a key that
-        is updated at the same moment may be lost.
+        is updated at the same moment may be lost. The key's row keeps the retention that the last ``set`` has given it.
 
         Args:
             key: The key, of 1 to 512 characters.

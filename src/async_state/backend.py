@@ -343,7 +343,7 @@ class AsyncStateBackend(compat.StoreBackend):
 
     async def _exists(self, scope: StoreScope, key: str) -> bool:
         """Tell whether the key has an object."""
-        async with self._objects.operation() as operation:
+        async with self._objects.operation("exists") as operation:
             return await self._objects.exists(keys.object_name(scope, key, Side.WORKER), operation)
 
     async def _read(self, scope: StoreScope, key: str) -> JsonValue:
@@ -354,7 +354,7 @@ class AsyncStateBackend(compat.StoreBackend):
                 return None
             value: JsonValue = await getattr(self, f"a{deserialize}")(self._ref(scope, key))
             return value
-        async with self._objects.operation() as operation:
+        async with self._objects.operation("deserialize") as operation:
             name = keys.object_name(scope, key, Side.WORKER)
             text = await self._objects.read(self._settings.url, name, operation)
         if text is None:
@@ -373,14 +373,14 @@ class AsyncStateBackend(compat.StoreBackend):
                     "where state by scope can't replace it: set the key in the task"
                 )
             return
-        async with self._objects.operation() as operation:
+        async with self._objects.operation("serialize") as operation:
             name = keys.object_name(scope, key, Side.WORKER)
             text = codec.dump(value) if iothread.blocks() else await codec.adump(value)
             await self._objects.write(name, text, operation, ending=codec.ending())
 
     async def _keys(self, scope: StoreScope) -> list[str]:
         """Return the keys that have an object, in the order of their names."""
-        async with self._objects.operation() as operation:
+        async with self._objects.operation("keys") as operation:
             names = await self._objects.names(f"{keys.scope_prefix(scope)}{Side.WORKER.value}/", operation)
         # A "~" in a name follows the beginning of a key whose rest is a hash.
         whole = [name for name in names if "~" not in name.rpartition("/")[2]]
@@ -475,7 +475,10 @@ class AsyncStateBackend(compat.StoreBackend):
             return await self._common_io.read(old_name)
         base, name = self._settings.locate(ref)
         async with self._objects.operation("deserialize", base) as operation:
-            return await self._objects.read(base, name, operation)
+            text = await self._objects.read(base, name, operation)
+            if text is None:
+                operation.outcome = "missing"
+            return text
 
     def _name_of_common_io(self, ref: str) -> str | None:
         return None if self._common_io is None else self._common_io.name_of(ref)

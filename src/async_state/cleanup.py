@@ -78,7 +78,18 @@ async def _delete_if_expired(store: Store, entry: Entry, timeout: float) -> bool
         return False
     # What was read may be newer than what was listed. If it is, the store says something else of it.
     seen = await store.head(entry.name, timeout=timeout)
-    return seen is not None and seen.entry == entry and await store.delete_unchanged(seen, timeout=timeout)
+    return (
+        seen is not None and _has_content_of(seen.entry, entry) and await store.delete_unchanged(seen, timeout=timeout)
+    )
+
+
+def _has_content_of(entry: Entry, other: Entry) -> bool:
+    """Tell whether the content is the same, and so the time of expiry.
+
+    Times are not compared where the ETag tells: rclone's server lists a copy with the time of its original, and tells
+    whoever asks for the object the time of the copy.
+    """
+    return entry == other or (entry.size == other.size and entry.etag == other.etag != "")
 
 
 def _is_row(entry: Entry) -> bool:

@@ -132,6 +132,8 @@ class CommonIo:
         with _explained():
             async with objects.operation("deserialize") as operation:
                 body = await objects.fetch(objects.url, name, operation)
+                if body is None:
+                    operation.outcome = "missing"
         if body is None:
             return None
         with naming(f"{objects.url}/{name}"):

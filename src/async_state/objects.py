@@ -23,23 +23,39 @@ from async_state.stores import Stores, Tagged
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from types import TracebackType
+
+    from async_state.telemetry import Measurement, OperationName
 
 T = TypeVar("T")
 
 
 @dataclass
 class Operation:
-    """One operation.
+    """One operation, which is measured as long as its block runs.
 
     Attributes:
         until: When its time is over, by `time.monotonic`.
+        measurement: ``None`` where telemetry is off.
         bytes: How many bytes of objects it has read or written so far.
-        outcome: For telemetry: ``ok``, ``cancelled``, or the class of the error that the store ended with.
+        outcome: As in `Measurement.end`.
     """
 
     until: float
+    measurement: Measurement | None = None
     bytes: int = 0
     outcome: str = "ok"
+
+    def __enter__(self) -> Operation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.outcome = kind.__name__ if issubclass(kind, Exception) else "cancelled"
+        if self.measurement is not None:
+            self.measurement.end(self.outcome, self.bytes)
 
 
 class Objects:
@@ -61,38 +77,40 @@ class Objects:
         """The settings' base URL."""
         return self._settings.url
 
+    def measured(self, name: OperationName, base: str = "") -> Operation:
+        """Return an operation that begins now, to be used in a ``with`` statement.
+
+        Args:
+            name: What is done, for telemetry.
+            base: The base URL below which it is done; empty for the settings' URL.
+        """
+        return Operation(time.monotonic() + self._settings.timeout, telemetry.start(name, base or self.url))
+
     @contextlib.asynccontextmanager
-    async def operation(self, name: str = "", base: str = "") -> AsyncIterator[Operation]:
-        """Hold one of ``max_concurrency`` slots for the block, in which one operation is done.
+    async def slot(self) -> AsyncIterator[None]:
+        """Hold one of ``max_concurrency`` slots for the block.
 
         A slot is taken before anything else is done: of thousands of operations that start at once, each would do its
         share of packing in the same step of their loop. Waiting for it counts towards ``timeout``.
 
-        Args:
-            name: What is done, for telemetry: ``get``, ``set``, ``delete``, ``clear``, ``serialize``, ``deserialize``,
-                ``purge`` or ``cleanup``. Empty: it is not measured.
-            base: The base URL below which it is done; empty for the settings' URL.
-
         Raises:
             StoreTimeoutError: there was no slot within ``timeout``.
         """
-        measurement = telemetry.start(name, base or self.url) if name else None
-        operation = Operation(time.monotonic() + self._settings.timeout)
+        slot = await self._take_slot()
         try:
+            yield
+        finally:
+            await slot.__aexit__(None, None, None)
+
+    @contextlib.asynccontextmanager
+    async def operation(self, name: OperationName, base: str = "") -> AsyncIterator[Operation]:
+        """Hold a slot for the block, in which one operation is done. As `measured` and `slot`."""
+        with self.measured(name, base) as operation:
             slot = await self._take_slot()
             try:
                 yield operation
             finally:
                 await slot.__aexit__(None, None, None)
-        except Exception as e:
-            operation.outcome = type(e).__name__
-            raise
-        except BaseException:
-            operation.outcome = "cancelled"
-            raise
-        finally:
-            if measurement is not None:
-                measurement.end(operation.outcome, operation.bytes)
 
     async def fetch(self, base: str, name: str, operation: Operation) -> bytes | None:
         """Return the content of the object ``name`` below ``base``, or ``None`` if there is none.

@@ -28,6 +28,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -36,7 +37,7 @@ from urllib.parse import urlsplit
 
 from async_state import compat, iothread
 from async_state.errors import AsyncStateError, StoreAccessError
-from async_state.objects import Objects
+from async_state.objects import Objects, Operation
 from async_state.settings import options
 
 if TYPE_CHECKING:
@@ -126,9 +127,11 @@ async def check(settings: Settings, claim: Claim) -> None:
         CorruptObjectError: the object is damaged.
     """
     objects = Objects(settings)
+    # Not measured: it is no operation of a task, and not what a timer of gets and sets should have in it.
+    operation = Operation(time.monotonic() + settings.timeout)
     try:
-        async with objects.operation() as until:
-            text = await objects.read(settings.url, NAME, until)
+        async with objects.slot():
+            text = await objects.read(settings.url, NAME, operation)
         found = parsed(text)
         if not is_same(found, claim):
             log.error("%s", other(settings.url, found, claim))
@@ -136,8 +139,8 @@ async def check(settings: Settings, claim: Claim) -> None:
         _log_unequal_clears(found, claim)
         updated = _merged(found, claim)
         if updated != found:
-            async with objects.operation() as until:
-                await objects.write(NAME, json.dumps(updated), until)
+            async with objects.slot():
+                await objects.write(NAME, json.dumps(updated), operation)
     finally:
         await objects.aclose()
 

@@ -1,8 +1,9 @@
 """Metrics and spans of the operations, by Airflow's own means: where they go is set in ``[metrics]`` and ``[traces]``.
 
-A span is started and ended where the caller is, below the span of its task. A metric may be sent through a blocking
-socket, for which a name is looked up, so no caller sends one: a thread of its own takes them from a bounded queue. What
-finds the queue full is dropped and counted.
+A span is started and ended where the caller is, below the span of its task; Airflow exports spans from a thread. A
+metric may be sent through a blocking socket, for which a name is looked up, so no caller sends one: a thread of its own
+takes them from a bounded queue. What finds the queue full is dropped and counted. Whatever fails here is logged once,
+and fails no operation.
 
 Nothing here names a key, a DAG or an object. ``docs/telemetry.md`` lists what is sent.
 """
@@ -20,9 +21,25 @@ import threading
 import time
 from datetime import timedelta
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 log = logging.getLogger(__name__)
+
+#: What is measured. ``docs/telemetry.md`` says what each one is.
+OperationName = Literal[
+    "get",
+    "set",
+    "delete",
+    "clear",
+    "cleanup",
+    "serialize",
+    "deserialize",
+    "purge",
+    "update",
+    "exists",
+    "keys",
+]
+OPERATIONS: Final[tuple[OperationName, ...]] = get_args(OperationName)
 
 #: As logs name the thread.
 THREAD_NAME: Final = "async_state-telemetry"
@@ -104,43 +121,67 @@ class Measurement:
         self._airflow = airflow
         self._operation = operation
         self._scheme = url.partition("://")[0]
-        self._span = None
-        if airflow.has_span():
-            self._span = airflow.tracer.start_span(
-                f"async_state.{operation}", kind=airflow.trace.SpanKind.CLIENT, attributes={"scheme": self._scheme}
-            )
+        self._span = self._start_span() if airflow.has_span() else None
         self._began = time.monotonic()
 
     def end(self, outcome: str, size: int) -> None:
         """End the measurement, and hand it over.
 
         Args:
-            outcome: ``ok``, ``cancelled``, or the class of the error that the operation ended with.
+            outcome: ``ok``; ``missing``, where a reference's object is gone; ``cancelled``; or the class of the error
+                that the operation ended with.
             size: How many bytes of objects were read or written.
         """
         seconds = time.monotonic() - self._began
-        failed = outcome not in ("ok", "cancelled")
+        failed = outcome not in ("ok", "missing", "cancelled")
         if self._span is not None:
-            self._span.set_attributes({"outcome": outcome, "bytes": size})
-            if failed:
-                # Without the error's message, which names objects.
-                self._span.set_status(self._airflow.trace.StatusCode.ERROR, outcome)
-            self._span.end()
+            self._end_span(self._span, outcome, size, failed)
         if self._airflow.sends_metrics():
             _hand_over(_Measured(self._operation, self._scheme, outcome, failed, seconds, size))
 
+    def _start_span(self) -> Any:
+        try:
+            return self._airflow.tracer.start_span(
+                f"async_state.{self._operation}",
+                kind=self._airflow.trace.SpanKind.CLIENT,
+                attributes={"scheme": self._scheme},
+            )
+        except Exception as e:  # of a sampler or a processor that somebody has added
+            _warn_of_spans(e)
+            return None
 
-def start(operation: str, url: str) -> Measurement | None:
+    def _end_span(self, span: Any, outcome: str, size: int, failed: bool) -> None:
+        try:
+            span.set_attributes({"outcome": outcome, "bytes": size})
+            if failed:
+                # Without the error's message, which names objects.
+                span.set_status(self._airflow.trace.StatusCode.ERROR, outcome)
+            span.end()
+        except Exception as e:
+            _warn_of_spans(e)
+
+
+def start(operation: OperationName, url: str) -> Measurement | None:
     """Start to measure an operation; return ``None`` where neither metrics nor spans are on.
 
     Args:
-        operation: What is done, such as ``get``.
+        operation: What is done.
         url: The base URL where it is done.
     """
     airflow = _airflow()
     if airflow is None or airflow.is_off():
         return None
     return Measurement(airflow, operation, url)
+
+
+_warned_of_spans = False
+
+
+def _warn_of_spans(error: Exception) -> None:
+    global _warned_of_spans
+    if not _warned_of_spans:
+        _warned_of_spans = True
+        log.warning("Spans of state can't be made; this is said once: %r", error)
 
 
 def flush(seconds: float = _FLUSH_SECONDS) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from async_state import codec, iothread
 from async_state.errors import ConflictError, InvalidValueError
-from async_state.objects import Objects
+from async_state.objects import Objects, Operation
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -82,10 +82,22 @@ async def update(
         ConflictError: Others wrote the key again and again until the time was over.
         StoreError: The store failed.
     """
-    until = time.monotonic() + timeout
+    with objects.measured("update") as operation:
+        operation.until = time.monotonic() + timeout
+        return await _update(objects, name, rows, function, default, timeout, operation)
+
+
+async def _update(
+    objects: Objects,
+    name: str,
+    rows: Rows,
+    function: Callable[[Any], JsonValue],
+    default: JsonValue,
+    timeout: float,
+    operation: Operation,
+) -> JsonValue:
     for conflicts in count():
-        async with objects.operation("update") as operation:
-            operation.until = min(operation.until, until)
+        async with objects.slot():
             found = await objects.read_tagged(name, operation)
         text, seen = found or (None, None)
         value = None if text is None else await _load(text)
@@ -101,8 +113,7 @@ async def update(
                 await rows.refer()
                 continue
             text = elsewhere
-        async with objects.operation("update") as operation:
-            operation.until = min(operation.until, until)
+        async with objects.slot():
             written = await objects.write_if_unchanged(name, text, seen, operation)
         if written and row.here:
             return value
@@ -110,7 +121,7 @@ async def update(
             await rows.refer()
         else:
             pause = _pause(conflicts)
-            if time.monotonic() + pause >= until:
+            if time.monotonic() + pause >= operation.until:
                 break
             await objects.pause(pause)
     raise ConflictError(

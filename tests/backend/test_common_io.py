@@ -15,9 +15,11 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from airflow.providers.common.io.state_store import backend as common_io
+from airflow.sdk.execution_time.context import TaskStateStoreAccessor
+from airflow.sdk.execution_time.supervisor import set_supervisor_comms
 from airflow.sdk.state import AssetScope, TaskScope
 
-from async_state import AsyncStateBackend, Settings
+from async_state import AsyncStateBackend, Settings, StateStore, compat
 from async_state.common_io import CommonIo
 from async_state.errors import (
     ConfigurationError,
@@ -26,8 +28,10 @@ from async_state.errors import (
     StoreError,
     UntrustedRefError,
 )
+from async_state.sweep.references import References, exported_bases
 from async_state.testing import FakeS3
 from tests import servers
+from tests.backend.test_updates import Supervisor
 
 COMPRESSIONS = ["", "gzip", "bz2", "zip", "xz", "lzma", "zstd"]
 VALUES = [0, "", False, [], {"a": [1, "ä\u2028\U0001f600"]}, "x" * 100_000, 1e300, 10**30]
@@ -159,6 +163,38 @@ def test_moving_over_is_one_option(
     backend.delete(task, "k")
     assert (read(backend, old), read(backend, new)) == (None, None)
     assert files(path) == []
+
+
+def test_rows_go_over_with_their_next_write(
+    monkeypatch: pytest.MonkeyPatch, made: Made, path: str, url: str, task: TaskScope, tmp_path: Path
+) -> None:
+    """What tasks see: the old value first, then what they make of it."""
+    configure(monkeypatch, path, url)
+    supervisor = Supervisor(tmp_path / "rows")
+    for key in ("set", "updated"):
+        supervisor.row(key).write_text(json.dumps({compat.REF_MARKER: write(task, key, 1)}))
+    backend = made()
+    monkeypatch.setattr(compat, "worker_backend", lambda: backend)
+    with set_supervisor_comms(supervisor):
+        state = StateStore(TaskStateStoreAccessor(uuid.UUID(int=1), task))
+        assert state.get_many(["set", "updated"]) == {"set": 1, "updated": 1}
+        state.set("set", 2)
+        assert state.update("updated", lambda value: value + 1) == 2
+        assert state.get_many(["set", "updated"]) == {"set": 2, "updated": 2}
+        rows = [json.loads(supervisor.row(key).read_text()) for key in ("set", "updated")]
+        assert all(row[compat.REF_MARKER].startswith(f"{url}/v1/task/") for row in rows)
+        # What nobody refers to any more goes with its key.
+        assert len(files(path)) == 2
+        state.clear()
+    assert files(path) == []
+
+
+@pytest.mark.parametrize("base", ["file:///state", "s3://old_aws@bucket/state", "gs://bucket"])
+def test_a_snapshot_has_the_references_that_are_left(base: str, url: str, task: TaskScope) -> None:
+    """By which somebody sees that all have gone over."""
+    ref = f"{base}/{task.dag_id}/r/t/-1/k"
+    row = json.dumps({compat.REF_MARKER: ref})
+    assert References(exported_bases(Settings(url=url))).find(row) == {ref}
 
 
 def test_values_that_common_io_left_inline(
@@ -455,16 +491,18 @@ def test_s3(
     assert [read(backend, ref) for ref in refs] == [None] * len(refs)
 
 
+@pytest.mark.parametrize("compression", ["", "gzip", "zstd"])
 def test_s3_with_a_connection_in_the_url(
-    monkeypatch: pytest.MonkeyPatch, made: Made, s3fs: FakeS3, mapped: TaskScope
+    monkeypatch: pytest.MonkeyPatch, made: Made, s3fs: FakeS3, mapped: TaskScope, compression: str
 ) -> None:
     """Its credentials, region and endpoint count there, and ours count everywhere else."""
     old = {"conn_type": "aws", "login": "AKIAOLD", "password": "old secret".replace(" ", "-")}
     extra = {"endpoint_url": s3fs.url, "region_name": "us-west-1"}
     monkeypatch.setenv("AIRFLOW_CONN_OLD_AWS", json.dumps({**old, "extra": extra}))
     prefix = uuid.uuid4().hex
-    configure(monkeypatch, f"s3://old_aws@state/{prefix}/", "s3://state/new", endpoint_url=s3fs.url)
+    configure(monkeypatch, f"s3://old_aws@state/{prefix}/", "s3://state/new", compression, endpoint_url=s3fs.url)
     ref = write(mapped, "k", "old")
+    purged = write(mapped, "purged", "old")
     assert ref.startswith(f"s3://old_aws@state/{prefix}/")
     backend = made()
     s3fs.requests.clear()
@@ -480,6 +518,8 @@ def test_s3_with_a_connection_in_the_url(
     for name in ("", "another@", "aws:default@"):
         assert read(backend, ref.replace("old_aws@", name)) == "old"
     assert all("Credential=AKIAOLD/" in request.headers["authorization"] for request in s3fs.requests)
+    backend.purge_task_state(purged)
+    assert (read(backend, purged), read(backend, ref)) == (None, "old")
     backend.clear(mapped)
     assert (read(backend, ref), read(backend, new)) == (None, None)
 

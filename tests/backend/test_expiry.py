@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from airflow.sdk.execution_time import comms
+from airflow.sdk.execution_time.context import NEVER_EXPIRE, TaskStateStoreAccessor
+from airflow.sdk.execution_time.supervisor import set_supervisor_comms
 from airflow.sdk.state import AssetScope, TaskScope
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from async_state import AsyncStateBackend, Settings, codec, iothread, keys
+from async_state import AsyncStateBackend, Settings, StateStore, codec, compat, iothread, keys
 from async_state.connection import Connection
 from async_state.errors import InvalidValueError, StoreError
 from async_state.keys import Side
@@ -252,6 +257,78 @@ def test_an_expired_row_is_no_value_to_airflows_server(own: AsyncStateBackend, t
     own.delete(task, "k")
     own.clear(task)
     assert own.cleanup() == 0
+
+
+class Server:
+    """The API server's part between a task's accessor and the backend that keeps its rows."""
+
+    def __init__(self, backend: AsyncStateBackend, scope: TaskScope) -> None:
+        self.backend = backend
+        self.scope = scope
+
+    def send(self, message: Any) -> Any:
+        if isinstance(message, comms.SetTaskStateStore):
+            text = json.dumps(message.value)
+            self.backend.set(self.scope, message.key, text, expires_at=message.expires_at)
+        elif isinstance(message, comms.GetTaskStateStore):
+            found = self.backend.get(self.scope, message.key)
+            return None if found is None else comms.TaskStateStoreResult(value=json.loads(found))
+        return None
+
+    async def asend(self, message: Any) -> Any:
+        return await anyio.to_thread.run_sync(self.send, message)
+
+
+def test_accessors_see_no_value_that_has_expired(
+    opened: BackendOf,
+    clock: Forward,
+    monkeypatch: pytest.MonkeyPatch,
+    task: TaskScope,
+    tmp_path: Path,
+) -> None:
+    """Wherever the value is: in the store, in the row, below a moved URL, or where common-io has put it."""
+    old, new, io = ((tmp_path / name).as_uri() for name in ("old", "new", "io"))
+    server = Server(opened(Settings(url=(tmp_path / "rows").as_uri())), task)
+    monkeypatch.setenv("AIRFLOW__ASYNC_STATE__URL", new)
+    monkeypatch.setenv("AIRFLOW__ASYNC_STATE__MOVED_URLS", old)
+    monkeypatch.setenv("AIRFLOW__ASYNC_STATE__INLINE_THRESHOLD", "10")
+    monkeypatch.setenv("AIRFLOW__COMMON_IO__STATE_STORE_OBJECTSTORAGE_PATH", io)
+    values: dict[str, Any] = {"stored": "x" * 20, "inline": 1, "moved": "y" * 20, "common-io": "z"}
+    (tmp_path / "io" / task.dag_id / "r" / "t" / "-1").mkdir(parents=True)
+    (tmp_path / "io" / task.dag_id / "r" / "t" / "-1" / "k").write_text('"z"')
+    with AsyncStateBackend() as worker, set_supervisor_comms(server):
+        monkeypatch.setattr(compat, "worker_backend", lambda: worker)
+        state = StateStore(TaskStateStoreAccessor(uuid.UUID(int=1), task))
+        for key in ("stored", "inline", "moved"):
+            state.set(key, values[key], retention=HOUR)
+        found = json.loads(server.backend.get(task, "moved") or "")[compat.REF_MARKER]
+        elsewhere = {"moved": found.replace(new, old), "common-io": f"{io}/{task.dag_id}/r/t/-1/k"}
+        for key, ref in elsewhere.items():
+            server.backend.set(task, key, json.dumps({compat.REF_MARKER: ref}), expires_at=now() + HOUR)
+        assert state.get_many(values) == values
+        clock(2 * HOUR)
+        assert state.get_many(values) == dict.fromkeys(values)
+        assert [state.get(key, "default") for key in values] == ["default"] * 4
+        # Nor does what has expired come back.
+        assert [state.update(key, lambda number: number + 1, default=0) for key in values] == [1] * 4
+        assert server.backend.cleanup() == 0
+        assert state.get_many(values) == dict.fromkeys(values, 1)
+
+
+def test_an_update_does_not_renew_a_row(
+    opened: BackendOf, clock: Forward, monkeypatch: pytest.MonkeyPatch, task: TaskScope, tmp_path: Path
+) -> None:
+    server = Server(opened(Settings(url=(tmp_path / "rows").as_uri())), task)
+    worker = opened(Settings(url=(tmp_path / "values").as_uri()))
+    monkeypatch.setattr(compat, "worker_backend", lambda: worker)
+    with set_supervisor_comms(server):
+        state = StateStore(TaskStateStoreAccessor(uuid.UUID(int=1), task))
+        state.set("short", 1, retention=2 * HOUR)
+        state.set("kept", 1, retention=NEVER_EXPIRE)
+        clock(HOUR)
+        assert [state.update(key, lambda number: number + 1) for key in ("short", "kept")] == [2, 2]
+        clock(HOUR)
+        assert state.get_many(["short", "kept"]) == {"short": None, "kept": 2}
 
 
 class Rows(RuleBasedStateMachine):

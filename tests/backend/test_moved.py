@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import aclosing
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,31 @@ def test_every_history_goes_on_below_the_new_url(before: list[Any], after: list[
         deployment.backend.close()
 
 
+@settings(max_examples=50, deadline=None)
+@given(steps, steps, steps)
+def test_a_move_while_tasks_run(before: list[Any], meanwhile: list[Any], after: list[Any]) -> None:
+    """In the order that README gives: both URLs are trusted until all is copied."""
+    with tempfile.TemporaryDirectory() as directory:
+        old, new = ((Path(directory) / name).as_uri() for name in ("old", "new"))
+        deployment = Deployment(Settings(url=old))
+        for step, *arguments in before:
+            getattr(deployment, step)(*arguments)
+        # Which of two was written later, a copy can tell by the second.
+        for name in stored(Settings(url=old)):
+            os.utime(Path(directory, "old", name), (0, 0))
+        deployment.reconfigure(Settings(url=new, trusted_urls=(old,)))
+        for step, *arguments in meanwhile:
+            getattr(deployment, step)(*arguments)
+            deployment.check()
+        move(Settings(url=old), Settings(url=new))
+        deployment.reconfigure(Settings(url=new, moved_urls=(old,)))
+        deployment.check()
+        for step, *arguments in after:
+            getattr(deployment, step)(*arguments)
+            deployment.check()
+        deployment.backend.close()
+
+
 def test_a_moved_reference(store_settings: SettingsOf, task: TaskScope) -> None:
     """On each kind of store: read, replaced by one of the new form, and purged."""
     place = f"{store_settings().url}/{task.dag_id}"
@@ -153,6 +180,22 @@ def test_a_moved_reference(store_settings: SettingsOf, task: TaskScope) -> None:
         backend.clear(task)
         assert stored(new) == []
         assert backend.deserialize_task_state_store_from_ref(refs[2]) is None
+
+
+def test_rows_keep_their_time_of_expiry(store_settings: SettingsOf, task: TaskScope) -> None:
+    """The rows that the API server keeps in the store."""
+    now, hour = datetime.now(timezone.utc), timedelta(hours=1)
+    place = f"{store_settings().url}/{task.dag_id}"
+    old, new = store_settings(url=f"{place}/old"), store_settings(url=f"{place}/new", moved_urls=(f"{place}/old",))
+    with AsyncStateBackend(old) as backend:
+        backend.set(task, "past", "1", expires_at=now - hour)
+        backend.set(task, "coming", "1", expires_at=now + hour)
+        backend.set(task, "never", "1")
+    move(old, new)
+    with AsyncStateBackend(new) as backend:
+        assert [backend.get(task, key) for key in ("past", "coming", "never")] == [None, "1", "1"]
+        assert (backend.cleanup(), backend.cleanup()) == (1, 0)
+        assert len(stored(new)) == 2
 
 
 def test_without_the_option_a_moved_reference_is_refused(store_settings: SettingsOf, task: TaskScope) -> None:

@@ -6,6 +6,9 @@ import configparser
 import re
 from pathlib import Path
 
+import pytest
+
+from async_state.cli.definition import COMMANDS
 from async_state.settings import SECTION, Settings, options
 
 README = Path(__file__).parents[2] / "README.md"
@@ -35,10 +38,37 @@ def test_the_configuration_shown_is_right() -> None:
     assert variables == [(s.upper(), o.upper(), value) for s in shown for o, value in shown[s].items()]
 
 
-def test_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\(((?!http|#)[^)]+)\)", README.read_text())
-    assert links
-    assert [link for link in links if not (README.parent / link).exists()] == []
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [README, *sorted((README.parent / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(((?!http)[^)\s]+)\)", page.read_text())
+    for link in links:
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_can_be_found_from_readme() -> None:
+    found, left = set[Path](), [README]
+    while left:
+        page = left.pop().resolve()
+        if page not in found and page.exists():
+            found.add(page)
+            left += [page.parent / link for link in re.findall(r"\]\(([\w./-]+\.md)[)#]", page.read_text())]
+    pages = {page.resolve() for page in (README.parent / "docs").glob("*.md")}
+    assert pages
+    assert pages - found == set()
+
+
+def test_every_command_is_there() -> None:
+    table = README.read_text().partition("## The command")[2].partition("\n\n-")[0]
+    assert re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE) == [command.name for command in COMMANDS]
 
 
 def test_the_tests_that_are_named_exist() -> None:
