@@ -12,6 +12,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
+import importlib
 import logging
 import os
 import queue
@@ -128,6 +129,13 @@ class Measurement:
             self._span.end()
         if self._airflow.sends_metrics():
             _hand_over(_Measured(self._operation, self._scheme, outcome, failed, seconds, size))
+
+
+def prepare() -> None:
+    """Import what operations are measured with, for processes forked from this one to inherit."""
+    with contextlib.suppress(Exception):  # the first operation warns of it
+        importlib.import_module("airflow.sdk.observability.stats")
+        importlib.import_module("airflow.sdk.observability.trace")
 
 
 def start(operation: str, url: str) -> Measurement | None:
