@@ -64,8 +64,9 @@ def configured() -> Settings | None:
 
 def prepare(settings: Settings) -> None:
     """Import, parse and resolve what every task's process needs that is forked from this one."""
-    from async_state import stores
+    from async_state import stores, telemetry
 
+    telemetry.prepare()
     try:
         stores.prepare(settings)
     except Exception as e:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
+import importlib
 import logging
 import os
 import queue
@@ -159,6 +160,13 @@ class Measurement:
             span.end()
         except Exception as e:
             _warn_of_spans(e)
+
+
+def prepare() -> None:
+    """Import what operations are measured with, for processes forked from this one to inherit."""
+    with contextlib.suppress(Exception):  # the first operation warns of it
+        importlib.import_module("airflow.sdk.observability.stats")
+        importlib.import_module("airflow.sdk.observability.trace")
 
 
 def start(operation: OperationName, url: str) -> Measurement | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 import shutil
 import uuid
@@ -30,6 +31,7 @@ DAG = "state_services"
 DAG_FILE = Path(__file__).parent / "dags" / f"{DAG}.py"
 RUN = "manual__2026-01-01T00:00:00+00:00"
 TASK = f"v1/task/{DAG}/manual__2026-01-01T00:00:00%2B00:00"
+STAMP = re.compile(rb"\A\xffexpires [0-9T:.+-]+\n")
 RETURNS = "s3:%2F%2Freturns%2Fdaily"
 
 #: Where each key's value lies, below a plane's directory, and which value it is.
@@ -222,7 +224,11 @@ def everything(deployment: Deployment) -> dict[str, Any]:
     with contextlib.closing(client):
         names = [item["Key"] for item in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", ())]
         bodies = [client.get_object(Bucket=BUCKET, Key=name)["Body"].read() for name in names]
-    return {name.removeprefix(prefix): json.loads(body) for name, body in zip(names, bodies, strict=True)}
+    # A task's rows expire after [state_store] default_retention_days, and so have a stamp in front.
+    stamped = {name: STAMP.subn(b"", body) for name, body in zip(names, bodies, strict=True)}
+    rows = {name for name in names if "/task/" in name and "/server/" in name}
+    assert {name for name, (_, stamps) in stamped.items() if stamps} == rows
+    return {name.removeprefix(prefix): json.loads(body) for name, (body, _) in stamped.items()}
 
 
 def value_objects(deployment: Deployment) -> dict[str, Any]:

@@ -163,6 +163,7 @@ def test_values_are_in_the_bucket_and_deleted_ones_are_not(outcome: Outcome) -> 
     assert not [name for name, text in outcome.logs.items() if "belongs to another deployment" in text]
     assert values == {
         f"{asset}/watermark": VALUE,
+        f"{asset}/count": 3,
         **{f"{asset}/gathered%20{i}": i for i in range(8)},
         f"{task}/job": VALUE,
         f"{task}/done": True,

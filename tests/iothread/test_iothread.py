@@ -568,6 +568,7 @@ PAIRS = [
     "set",
     "delete",
     "clear",
+    "cleanup",
     "serialize_task_state_store_to_ref",
     "deserialize_task_state_store_from_ref",
     "serialize_asset_state_store_to_ref",

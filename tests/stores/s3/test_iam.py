@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -277,6 +278,20 @@ def count(server: Server, stored: Stored, prefix: str = PREFIX) -> int:
     return sum(page["KeyCount"] for page in pages)
 
 
+# Before the others, as a cleanup reads every row that they have left.
+@pytest.mark.parametrize("action", [None, *(action for _, action in GRANTS)])
+def test_a_cleanup_under_the_policy(action: str | None, server: Server, backend_of: BackendOf, task: TaskScope) -> None:
+    backend_of(ADMIN).set(task, "row", "1", expires_at=datetime(2026, 1, 1, tzinfo=timezone.utc))
+    (user,) = [f"{sid}-without-{a}" for sid, a in GRANTS if a == action] or [DOCUMENTED]
+    if action in (GET, DELETE, LIST):
+        with pytest.raises(StoreAccessError, match="AccessDenied"):
+            backend_of(user).cleanup()
+        assert server.client(ADMIN).list_objects_v2(Bucket=BUCKET, Prefix=f"{PREFIX}/v1/")["KeyCount"] == 1
+        user = DOCUMENTED
+    assert backend_of(user).cleanup() == 1
+    assert server.client(ADMIN).list_objects_v2(Bucket=BUCKET, Prefix=f"{PREFIX}/v1/")["KeyCount"] == 0
+
+
 @each_operation
 def test_the_policy_is_enough(
     operation: Operation, server: Server, backend_of: BackendOf, task: TaskScope, asset: AssetScope
@@ -290,7 +305,7 @@ def test_the_policy_is_enough(
 def test_every_operation_is_here() -> None:
     methods = vars(AsyncStateBackend)
     with_coroutines = {name for name in methods if f"a{name}" in methods}
-    assert {operation.method for operation in OPERATIONS.values()} == with_coroutines - {"close"}
+    assert {operation.method for operation in OPERATIONS.values()} == with_coroutines - {"cleanup", "close"}
 
 
 def test_no_action_is_granted_that_nothing_needs() -> None:
