@@ -69,7 +69,7 @@ class Check(Protocol):
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Check:
     # The tests import Airflow without setting it up.
-    monkeypatch.setattr(plugins_manager.settings, "PLUGINS_FOLDER", str(tmp_path / "plugins"))
+    monkeypatch.setattr("airflow.sdk.plugins_manager.settings.PLUGINS_FOLDER", str(tmp_path / "plugins"))
     # It replaces the root logger's handlers, which are pytest's here.
     monkeypatch.setattr(runner, "_log_to_stderr", lambda **_: None)
 
