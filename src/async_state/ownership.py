@@ -32,6 +32,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -92,11 +93,8 @@ def claim_of(settings: Settings, component: str) -> Claim:
     conf = compat.airflow_conf()
     executor = conf.get("core", "executor", fallback="")
     locations = {}
-    if component in ("scheduler", "triggerer", COMMAND):
+    if component in ("scheduler", "triggerer") or (component == COMMAND and _knows_database(executor)):
         locations["database"] = _database(conf.get("database", "sql_alchemy_conn", fallback="") or "")
-    # A worker on another machine has SQLite's default where it does not know the database.
-    if component == COMMAND and executor != "LocalExecutor" and locations["database"].startswith("sqlite:"):
-        del locations["database"]
     if component == "celery worker" or (component == COMMAND and "Celery" in executor):
         locations["broker"] = _broker(conf.get("celery", "broker_url", fallback="") or "")
     clears = None
@@ -247,6 +245,15 @@ def _log_unequal_clears(found: dict[str, Any], claim: Claim) -> None:
                     recorded,
                     there,
                 )
+
+
+def _knows_database(executor: str) -> bool:
+    """Tell whether the configuration of this machine, which may be a worker's, has the location of the database."""
+    if find_spec("sqlalchemy") is None:
+        return False
+    # SQLite is the default where nobody has set it, and no other executor works with it.
+    url = compat.airflow_conf().get("database", "sql_alchemy_conn", fallback="") or ""
+    return executor == "LocalExecutor" or not url.startswith("sqlite:")
 
 
 def _database(url: str) -> str:

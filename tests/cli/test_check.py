@@ -238,6 +238,19 @@ def test_a_prefix_of_two_environments(check: Check, moto: FakeS3, s3: S3Client) 
     assert check(**of_moto(moto, "s3://state/shared", owner="prod")).code == 0
 
 
+def test_a_prefix_of_another_database(
+    check: Check, moto: FakeS3, s3: S3Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_prod = {"database": "postgresql://db.prod/airflow", "since": "2026-01-01T00:00:00+00:00"}
+    s3.put_object(Bucket="state", Key="database/v1/owner", Body=json.dumps(of_prod).encode())
+    environment = of_moto(moto, "s3://state/database")
+    assert "belongs to another deployment" in check(**environment).wrong["owner"]
+    # Machines that do not know their deployment's database: one with a default, and one without SQLAlchemy.
+    assert check(**environment, AIRFLOW__CORE__EXECUTOR="CeleryExecutor").status("owner") == "ok"
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    assert check(**environment).status("owner") == "ok"
+
+
 def test_options_that_other_components_do_not_have(check: Check, moto: FakeS3, s3: S3Client) -> None:
     recorded = {
         "owner": "prod",
