@@ -215,7 +215,7 @@ class ModelSource(Source):
             and seen.entry.modified <= taken_at - timedelta(seconds=GRACE)
         }
         header, refs = read(lines(Header(taken_at, SETTINGS.url), self.pages()), SETTINGS.url)
-        ledger.add_refs(References([SETTINGS.url]).names(refs))
+        ledger.add_refs(References([SETTINGS.url]), refs)
         return header.taken_at
 
     async def resolve(self, ledger: Ledger, *, has_rows: bool) -> None:
@@ -254,7 +254,7 @@ async def run(histories: int) -> int:
 
 
 def clear(connection: sqlite3.Connection) -> None:
-    for table in "refs", "rows", "objects":
+    for table in "refs", "unknown", "rows", "objects":
         connection.execute(f"DELETE FROM {table}")  # noqa: S608
 
 

@@ -476,6 +476,33 @@ def test_all_sources_agree(
     assert shown[0]["orphans"] == 1
 
 
+def test_all_sources_agree_on_what_has_moved(
+    as_admin: Airflow, base: Base, dag: str, live: str, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that still refers to the old base URL keeps the copy below the present one."""
+    monkeypatch.setenv("AIRFLOW__ASYNC_STATE__MOVED_URLS", "s3://old/state")
+    number, asset = as_admin.run(dag, "moved"), as_admin.asset(f"{dag}_moved", f"x://{dag}_moved")
+    as_admin.instance(dag, run="moved")
+    names = [f"v1/task/{dag}/moved/task/-1/worker/k", f"v1/asset/name/{dag}_moved/worker/k"]
+    as_admin.row(number, dag, "k", marked(f"s3://old/state/{names[0]}"), run="moved")
+    as_admin.asset_row(asset, "k", marked(f"s3://old/state/{names[1]}"))
+    for name in (*names, f"{live}/orphan", f"v1/task/{dag}/moved/task/-1/worker/orphan"):
+        base.put(name)
+    monkeypatch.setattr("airflow.settings.engine", as_admin.engine)
+    exported = command("export-refs").out.encode()
+    sources = (("--api-url", as_admin.url), ("--database",), ("--refs", "-"))
+    shown = [command("sweep", *source, "--output", "json", stdin=exported).counts for source in sources]
+    assert shown[0] == shown[1] == shown[2]
+    assert (shown[0]["referenced"], shown[0]["in_doubt"], shown[0]["orphans"]) == (4, 0, 2)
+    assert sweep(command, as_admin)["deleted"] == 2
+    assert set(names) <= set(base.names())
+    # Where the option was forgotten, they are kept all the same.
+    monkeypatch.delenv("AIRFLOW__ASYNC_STATE__MOVED_URLS")
+    for source in sources:
+        forgotten = command("sweep", *source, "--output", "json", stdin=exported).counts
+        assert (forgotten["referenced"], forgotten["in_doubt"], forgotten["orphans"]) == (2, 2, 0)
+
+
 def test_the_pipe_between_two_machines(airflow: Airflow, base: Base, live: str) -> None:
     base.put(f"{live}/orphan")
     common = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
