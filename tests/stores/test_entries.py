@@ -218,7 +218,7 @@ async def test_a_copy_inside_the_store(store: Store, place: Place) -> None:
     source = open_store(settings.url, settings, Connection())
     body, encoding = codec.encode("[1]", "gzip")
     await arun(source.put, NAME, body, encoding)
-    copied = await arun(store.copy_from, settings.url, NAME)
+    copied = await arun(store.copy_from, settings.url, NAME, None)
     assert copied == bool(place.endpoint_url)
     if copied:
         assert await arun(store.get, NAME) == body
@@ -227,7 +227,7 @@ async def test_a_copy_inside_the_store(store: Store, place: Place) -> None:
         assert copy is not None
         assert (copy.content_encoding, copy.entry.size) == ("gzip", len(body))
         assert copy.metadata["crc32"] == original.metadata["crc32"]
-    assert not await arun(store.copy_from, settings.url, f"{NAME}-none")
+    assert not await arun(store.copy_from, settings.url, f"{NAME}-none", None)
     assert await arun(store.get, f"{NAME}-none") is None
     await iothread.arun(source.aclose)
 

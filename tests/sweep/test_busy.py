@@ -117,11 +117,15 @@ class Writer:
         while not ended.is_set():
             key = f"{self._random.choice(('live', 'orphan', 'new'))}{self._random.randrange(KEYS)}"
             value = self._random.choice(VALUES)
-            operation = self._random.choice((self.set, self.set, self.set, self.crash, self.delete, self.clean))
-            if operation in (self.set, self.crash):
-                operation(key, value)  # type: ignore[call-arg]
-            else:
-                operation(key)  # type: ignore[call-arg]
+            match self._random.choice(("set", "set", "set", "crash", "delete", "clean")):
+                case "set":
+                    self.set(key, value)
+                case "crash":
+                    self.crash(key, value)
+                case "delete":
+                    self.delete(key)
+                case _:
+                    self.clean(key)
             writes += 1
         return writes
 

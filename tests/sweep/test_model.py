@@ -175,7 +175,12 @@ class ModelStore:
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         raise NotImplementedError
 
-    async def copy_from(self, base_url: str, name: str, *, timeout: float) -> bool:
+    async def copy_from(self, base_url: str, name: str, seen: Details | None, *, timeout: float) -> bool:
+        raise NotImplementedError
+
+    async def put_over(
+        self, name: str, body: bytes, content_encoding: str, seen: Details | None, *, timeout: float
+    ) -> None:
         raise NotImplementedError
 
     async def aclose(self) -> None:

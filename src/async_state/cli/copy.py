@@ -41,7 +41,13 @@ async def run(args: argparse.Namespace) -> int:
                 return FAILED
             with output.Progress("Copying", found.pending) as progress:
                 failed = await copy.copy(progress.add)
-            output.result(f"Copied {output.number(found.pending - len(failed), 'object')}.")
+            output.result(f"Copied {output.number(found.pending - len(failed) - copy.kept, 'object')}.")
+            if copy.kept:
+                were, are = ("was", "is") if copy.kept == 1 else ("were", "are")
+                output.result(
+                    f"{output.number(copy.kept, 'object')} {were} written below the target meanwhile, and {are} kept "
+                    "there."
+                )
             _check(failed, await copy.missing(), settings.url, target_url)
     return DONE
 

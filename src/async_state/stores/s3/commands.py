@@ -5,7 +5,7 @@ As those of `operations.Operations`, each counts its attempts and tries nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from async_state.stores.base import Details
@@ -79,24 +79,61 @@ async def delete_version(s3: Client, key: str, *, version: str) -> bool:
     return True
 
 
-async def copy(s3: Client, key: str, *, source: Mapping[str, str], arguments: Mapping[str, str]) -> bool:
-    """Copy an object with its metadata, and return whether S3 could, and was allowed to.
+async def copy(
+    s3: Client, key: str, *, source: Mapping[str, str], arguments: Mapping[str, str], seen: Details | None
+) -> bool:
+    """Copy an object with its metadata over what was seen, and return whether S3 could, and was allowed to.
+
+    A store may ignore the condition, and so do releases of botocore that do not know it.
 
     Args:
         s3: of the bucket to copy to.
         key: of the copy.
         source: the bucket and the key to copy from.
         arguments: those of PutObject.
+        seen: what is copied over, or ``None``. What is there meanwhile stays.
     """
-    try:
+
+    async def send(condition: Mapping[str, str]) -> None:
         with error_of("CopyObject"):
-            named: Any = {"CopySource": source, **arguments}
+            named: Any = {"CopySource": source, **arguments, **condition}
             await s3.client.copy_object(Bucket=s3.bucket, Key=key, **named)
-        return True
+
+    try:
+        await _conditionally(send, seen)
     except S3Error as e:
         if is_retryable(e) or is_of_credentials(e):
             raise
         return False
+    return True
+
+
+async def put_over(
+    s3: Client,
+    key: str,
+    *,
+    body: bytes,
+    arguments: Mapping[str, str],
+    metadata: Mapping[str, str],
+    seen: Details | None,
+) -> None:
+    """Write an object over what was seen, or ``None``. What is there meanwhile stays, as in `copy`."""
+    await _conditionally(lambda condition: s3.put(key, body, {**arguments, **condition}, metadata), seen)
+
+
+async def _conditionally(send: Callable[[Mapping[str, str]], Awaitable[None]], seen: Details | None) -> None:
+    """Send a request that writes over what was seen and nothing else; without a condition to a store that knows none.
+
+    It may be that an attempt whose answer was lost has written: whoever asks for it looks afterwards.
+    """
+    try:
+        await send({"IfMatch": f'"{seen.entry.etag}"'} if seen else {"IfNoneMatch": "*"})
+    except S3Error as e:
+        if e.status == 412 or e.code == "PreconditionFailed":
+            return
+        if not is_not_implemented(e):
+            raise
+        await send({})
 
 
 async def _versions(s3: Client, key: str) -> tuple[str, list[str]]:
