@@ -134,7 +134,7 @@ def distributed(directory: Path) -> Iterator[tuple[dict[str, str], str]]:
 def missing() -> str:
     """Say what of the distributed deployment can't be had here, if anything."""
     programs = [name for name in ("redis-server", "postgres", "initdb", "weed") if stack.program(name) is None]
-    modules = [name for name in ("celery", "redis", "psycopg2") if importlib.util.find_spec(name) is None]
+    modules = [name for name in ("celery", "redis", "asyncpg", "psycopg2") if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(programs + modules)}" if programs or modules else ""
 
 
