@@ -5,12 +5,13 @@ As those of `operations.Operations`, each counts its attempts and tries nothing 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from async_state.stores.base import Details
 from async_state.stores.s3.client import Client, entry, error_of
-from async_state.stores.s3.errors import is_not_implemented, is_of_credentials, is_retryable
+from async_state.stores.s3.errors import OF_VERSIONS, is_not_implemented, is_of_credentials, is_retryable
 from async_state.stores.s3.operations import S3Error
 
 #: S3's limit on the keys of one DeleteObjects request.
@@ -70,11 +71,11 @@ async def delete_version(s3: Client, key: str, *, version: str) -> bool:
         return not current
     for start in range(0, len(earlier), _MOST_KEYS):
         batch: Any = [{"Key": key, "VersionId": id_} for id_ in earlier[start : start + _MOST_KEYS]]
-        with error_of("DeleteObjects"):
+        with _error_of_versions("DeleteObjects"):
             answer = await s3.client.delete_objects(Bucket=s3.bucket, Delete={"Objects": batch, "Quiet": True})
         for refused in answer.get("Errors", ()):
-            raise S3Error(refused.get("Code", ""), refused.get("Message", ""), operation="DeleteObjects")
-    with error_of("DeleteObject"):
+            raise S3Error(refused.get("Code", ""), refused.get("Message", ""), operation=OF_VERSIONS)
+    with _error_of_versions("DeleteObject"):
         await s3.client.delete_object(Bucket=s3.bucket, Key=key, VersionId=version)
     return True
 
@@ -143,7 +144,7 @@ async def _versions(s3: Client, key: str) -> tuple[str, list[str]]:
     markers: list[str] = []
     more: Any = {}
     while True:
-        with error_of("ListObjectVersions"):
+        with _error_of_versions("ListObjectVersions"):
             page = await s3.client.list_object_versions(Bucket=s3.bucket, Prefix=key, **more)
         for version in page.get("Versions", ()):
             if version["Key"] != key:
@@ -157,3 +158,14 @@ async def _versions(s3: Client, key: str) -> tuple[str, list[str]]:
         if not page.get("IsTruncated") or page.get("NextKeyMarker") != key:
             return current, [*reversed(markers), *reversed(others)]
         more = {"KeyMarker": key, "VersionIdMarker": page["NextVersionIdMarker"]}
+
+
+@contextmanager
+def _error_of_versions(operation: str) -> Iterator[None]:
+    """As `error_of`, for a request that needs more rights than others of its name."""
+    try:
+        with error_of(operation):
+            yield
+    except S3Error as e:
+        e.operation = OF_VERSIONS if e.operation == operation else e.operation
+        raise
