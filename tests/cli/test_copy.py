@@ -158,6 +158,7 @@ def test_every_object_of_ours_is_copied(
     out, err = capsys.readouterr()
     assert f"0 objects (0 B) to copy to {target.url}" in out
     assert "10 objects there already.\n" in out
+    assert out.endswith(f"Every object of {source.url} is below {target.url}.\n")
     assert target.objects() == ours
 
 

@@ -34,7 +34,10 @@ async def run(args: argparse.Namespace) -> int:
             with output.Progress("Comparing") as progress:
                 found = await copy.survey(progress.add)
             _show(found, settings.url, target_url)
-            if args.dry_run or not found.pending:
+            if args.dry_run:
+                return DONE
+            if not found.pending:
+                output.result(f"Every object of {settings.url} is below {target_url}.")
                 return DONE
             if not await output.confirmed(f"Copy {output.number(found.pending, 'object')}?", yes=args.yes):
                 output.note("Nothing was copied.")

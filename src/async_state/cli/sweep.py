@@ -43,7 +43,8 @@ Report = Callable[[Entry, str, str], None]
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _COUNTS: Final = ("objects", "referenced", "too_young", "in_doubt", "foreign", "orphans", "deleted", "bytes")
-_ORPHAN: Final = (Column("name", "orphan"), Column("size", show=size), Column("modified", "age", show=age))
+#: The name last, as it is longer than any column.
+_ORPHAN: Final = (Column("size", show=size), Column("modified", "age", show=age), Column("name", "orphan"))
 #: So many orphans are shown; ``--report`` has them all.
 _SHOWN: Final = 20
 
