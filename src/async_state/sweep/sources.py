@@ -17,6 +17,8 @@ from async_state.sweep.errors import SnapshotError, SourceError
 from async_state.sweep.ledger import Ledger
 from async_state.sweep.references import of_sweep
 
+#: So many scopes are asked for at once: a part of the connections to the database that one API server has, 15.
+_REST_CONCURRENCY: Final = 6
 #: As a file's name: standard input.
 STDIN: Final = "-"
 
@@ -129,7 +131,7 @@ class RestSource(Source):
     async def resolve(self, ledger: Ledger, *, has_rows: bool) -> None:  # noqa: D102
         async with self._opened(ledger) as api:
             elsewhere = has_rows or await threads.call(self._are_rows_elsewhere)
-            await api.resolve(concurrency=self._settings.max_concurrency, rows_elsewhere=elsewhere)
+            await api.resolve(concurrency=_REST_CONCURRENCY, rows_elsewhere=elsewhere)
 
     @contextlib.asynccontextmanager
     async def _opened(self, ledger: Ledger) -> Any:
