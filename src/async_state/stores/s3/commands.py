@@ -130,7 +130,8 @@ async def _conditionally(send: Callable[[Mapping[str, str]], Awaitable[None]], s
     try:
         await send({"IfMatch": f'"{seen.entry.etag}"'} if seen else {"IfNoneMatch": "*"})
     except S3Error as e:
-        if e.status == 412 or e.code == "PreconditionFailed":
+        # AWS says that there is no such key where what was seen is gone.
+        if e.status == 412 or e.code == "PreconditionFailed" or (seen is not None and e.code == "NoSuchKey"):
             return
         if not is_not_implemented(e):
             raise
