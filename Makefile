@@ -44,7 +44,7 @@ test-clients: $(VENV)/installed
 # redis-server and postgresql are installed. Ten minutes.
 test-deployment: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --group deployment
-	$(BIN)/python -m pytest tests/deployment
+	$(BIN)/python -m pytest tests/deployment tests/sweep/test_database.py
 
 # Every test on the next Airflow, which needs Python 3.11 or later.
 test-next: $(NEXT_VENV)/installed

@@ -101,7 +101,10 @@ class CountingStore:
     async def delete_unchanged(self, seen: Details, **_: object) -> bool:
         raise NotImplementedError
 
-    async def copy_from(self, base_url: str, name: str, **_: object) -> bool:
+    async def copy_from(self, base_url: str, name: str, seen: Details | None, **_: object) -> bool:
+        raise NotImplementedError
+
+    async def put_over(self, name: str, body: bytes, content_encoding: str, seen: Details | None, **_: object) -> None:
         raise NotImplementedError
 
     async def aclose(self) -> None:

@@ -1,8 +1,9 @@
 """list -> compare -> copy -> verify -> count: what ``airflow async-state copy`` is. All of it runs on the I/O thread.
 
 What is below the target already is skipped, so a copy that was interrupted goes on where it was. What differs there and
-was written later is kept: a task has set the key again below the target. What has to be remembered of a million objects
-lies in a SQLite file, since two stores may list in different orders.
+was written later is kept: a task has set the key again below the target. So is what is written there while the copy
+runs: each object is copied over what was seen, and nothing else. What has to be remembered of a million objects lies in
+a SQLite file, since two stores may list in different orders.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ class Copying:
         database.executescript(_SCHEMA)
         self._at_source = _Entries(database, "source")
         self._at_target = _Entries(database, "target")
+        #: How many objects were written below the target since the survey, and are kept there.
+        self.kept = 0
 
     async def survey(self, progress: Callable[[int], None]) -> Survey:
         """Compare the objects below the source with those below the target, and remember which have to be copied.
@@ -186,31 +189,44 @@ class Copying:
         entry = self._at_source.get(name)
         if entry is None:
             return
-        copy = await self._target.head(name, timeout=self._timeout)
-        # A task may have set the key below the target since the survey.
-        if copy is not None and _is_newer(copy.entry, entry):
-            return
+        surveyed = self._at_target.get(name)
         for _ in range(_ATTEMPTS):
-            if not await self._target.copy_from(self._source_url, name, timeout=self._timeout):
-                await self._read_and_put(entry)
+            seen = await self._target.head(name, timeout=self._timeout)
+            # A task may have set the key below the target since the survey.
+            if seen is not None and not _is_still(surveyed, seen.entry):
+                self.kept += 1
+                return
+            if not await self._target.copy_from(self._source_url, name, seen, timeout=self._timeout):
+                await self._read_and_put(entry, seen)
             copy = await self._target.head(name, timeout=self._timeout)
             if copy is not None and _has_etag_of(entry, copy.entry):
                 return
             original = await self._source.head(name, timeout=self._timeout)
             if original is None:
                 return
-            entry = original.entry
-            self._at_source.add([entry])
             if copy is not None and await self._has_content_of(original, copy):
+                self._at_source.add([original.entry])
                 return
+            # It was set again meanwhile, on one of the two sides. If that was the source's, it will be counted.
+            if copy is not None and not _is_still(surveyed, copy.entry) and await self._is_whole(copy.entry):
+                self.kept += original.entry == entry
+                return
+            surveyed = copy and copy.entry
         raise CorruptObjectError("its copy was never the same")
 
-    async def _read_and_put(self, entry: Entry) -> None:
+    async def _read_and_put(self, entry: Entry, seen: Details | None) -> None:
         async with self._one_large if entry.size >= _LARGE_BYTES else contextlib.nullcontext():
             body = await self._source.get(entry.name, timeout=self._timeout)
             if body is not None:
                 encoding = codec.content_encoding(body)
-                await self._target.put(entry.name, body, encoding, timeout=self._timeout)
+                await self._target.put_over(entry.name, body, encoding, seen, timeout=self._timeout)
+
+    async def _is_whole(self, copy: Entry) -> bool:
+        """Tell whether what is below the target is what somebody has written there, and no copy that went wrong."""
+        async with self._one_large if copy.size >= _LARGE_BYTES else contextlib.nullcontext():
+            with contextlib.suppress(CorruptObjectError):
+                return await self._target.get(copy.name, timeout=self._timeout) is not None
+            return False
 
     async def _is_same(self, entry: Entry, copy: Entry) -> bool:
         if _has_etag_of(entry, copy):
@@ -283,6 +299,13 @@ class _Entries:
 
 def _has_etag_of(entry: Entry, other: Entry) -> bool:
     return entry.size == other.size and entry.etag == other.etag != ""
+
+
+def _is_still(entry: Entry | None, other: Entry) -> bool:
+    """Tell whether nobody has written the object meanwhile. Of a copy, not every store says one time of its write."""
+    if entry is None or (entry.size, entry.etag) != (other.size, other.etag):
+        return False
+    return entry.etag != "" or entry.modified == other.modified
 
 
 def _is_newer(entry: Entry, other: Entry) -> bool:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -23,7 +23,9 @@ from async_state import AsyncStateBackend, Settings, codec, iothread
 from async_state.cli import copy as command
 from async_state.cli import definition, output, runner
 from async_state.connection import Connection
+from async_state.copying import Copying
 from async_state.stores import Store, open_store
+from async_state.stores.file import FileStore
 from async_state.testing import Answer, FakeS3, Request, faults
 from async_state.testing.faults import Exchange, Fault
 
@@ -156,6 +158,7 @@ def test_every_object_of_ours_is_copied(
     out, err = capsys.readouterr()
     assert f"0 objects (0 B) to copy to {target.url}" in out
     assert "10 objects there already.\n" in out
+    assert out.endswith(f"Every object of {source.url} is below {target.url}.\n")
     assert target.objects() == ours
 
 
@@ -182,16 +185,17 @@ def test_copies_are_encrypted_as_configured(
     assert target.objects() == ours
 
 
-@pytest.mark.parametrize("fault", [faults.error(403, "AccessDenied"), faults.error(501, "NotImplemented")])
+@pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (501, "NotImplemented")])
 def test_where_s3_can_not_copy_objects_are_read_and_put(
-    run: Run, s3: tuple[Place, Place], moto: FakeS3, fault: Fault
+    run: Run, s3: tuple[Place, Place], moto: FakeS3, status: int, code: str
 ) -> None:
     source, target = s3
     ours = source.fill()
     encodings = source.encodings()
-    with moto.failing(fault, when=lambda request: COPY_SOURCE in request.headers) as hit:
+    with moto.failing(faults.error(status, code), when=lambda request: COPY_SOURCE in request.headers) as hit:
         assert run(source, target, "--yes") == 0
-    assert len(hit.requests) == 10
+    # What knows no condition is asked without one as well.
+    assert len(hit.requests) == (20 if status == 501 else 10)
     assert target.objects() == ours
     assert target.encodings() == encodings
 
@@ -294,23 +298,118 @@ def test_what_was_set_below_the_source_since_is_copied_again(run: Run, places: t
     assert target.objects() == source.objects() == {**ours, name: newer}
 
 
-def test_what_is_set_below_the_target_between_the_survey_and_its_copy_is_kept(
-    run: Run, s3: tuple[Place, Place], moto: FakeS3
-) -> None:
-    source, target = s3
-    ours = source.fill()
-    name = name_of(source)
+def before_copying(monkeypatch: pytest.MonkeyPatch, change: Callable[[Store], Awaitable[Any]]) -> None:
+    """Have something happen to the target between the survey and the first copy."""
+    copy = Copying.copy
+
+    async def change_and_copy(copying: Copying, progress: Callable[[int], None]) -> dict[str, str]:
+        await change(copying._target)
+        return await copy(copying, progress)
+
+    monkeypatch.setattr(Copying, "copy", change_and_copy)
+
+
+over = pytest.mark.parametrize("was_there", [True, False], ids=["over an older one", "over nothing"])
+
+
+def fill_both(source: Place, target: Place) -> dict[str, bytes]:
+    """Return what is below the source, which is newer than what is below the target."""
+    target.fill()
     wait_for_the_next_second()
-    heads = itertools.count()
+    return source.fill()
+
+
+@over
+def test_what_is_set_below_the_target_after_the_survey_is_kept(
+    run: Run,
+    places: tuple[Place, Place],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    was_there: bool,
+) -> None:
+    """Also in the second of the original, in which S3 does not tell which of the two is the later one."""
+    source, target = places
+    ours = fill_both(source, target) if was_there else source.fill()
+    name = name_of(source)
+    before_copying(monkeypatch, lambda store: store.put(name, b'"newer"', "", timeout=20))
+    assert run(source, target, "--yes") == 0
+    assert target.objects() == {**ours, name: b'"newer"'}
+    out = capsys.readouterr().out
+    # A row of the API server's is the same on both sides.
+    copied = f"Copied {8 if was_there else 9} objects.\n"
+    assert f"{copied}1 object was written below the target meanwhile, and is kept there.\n" in out
+    assert out.endswith(f"Every object of {source.url} is below {target.url}.\n")
+
+
+def is_copy_of(request: Request, name: str) -> bool:
+    return request.method == "PUT" and unquote(request.path).endswith(f"/new/{name}")
+
+
+@over
+@pytest.mark.parametrize("is_read", [True, False], ids=["read and put", "copied by S3"])
+def test_what_is_set_below_the_target_after_the_look_is_kept(
+    run: Run, s3: tuple[Place, Place], moto: FakeS3, *, was_there: bool, is_read: bool
+) -> None:
+    """Where S3 obeys conditions. moto does so for a PutObject, and for a CopyObject what AWS does is added here."""
+    source, target = s3
+    ours = fill_both(source, target) if was_there else source.fill()
+    name = name_of(source)
+    asked = itertools.count()
 
     def set_first(exchange: Exchange) -> Answer:
-        if next(heads) == 0:
-            target.put(name, b"newer")
+        if COPY_SOURCE in exchange.request.headers:
+            if is_read:
+                return "403 Forbidden", [], b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+            condition = exchange.request.headers["if-match" if was_there else "if-none-match"]
+            assert (condition == "*") != was_there
+        if next(asked) == 0:
+            target.put(name, b'"newer"')
+            if not is_read:
+                return "412 Precondition Failed", [], b"<Error><Code>PreconditionFailed</Code></Error>"
         return exchange.carry_out(exchange.body)
 
-    with moto.failing(Fault(set_first), method="HEAD"):
+    with moto.failing(Fault(set_first), when=lambda request: is_copy_of(request, name)) as hit:
         assert run(source, target, "--yes") == 0
-    assert target.objects() == {**ours, name: b"newer"}
+    assert len(hit.requests) >= 2
+    assert target.objects() == {**ours, name: b'"newer"'}
+    again = run(source, target, "--yes")
+    assert (again, target.objects()) == (0, {**ours, name: b'"newer"'})
+
+
+@over
+@pytest.mark.parametrize("kind", ["file to file", "s3 to file"])
+def test_what_is_set_in_a_directory_after_the_look_is_kept(
+    kind: str, run: Run, tmp_path: Path, moto_server: FakeS3, monkeypatch: pytest.MonkeyPatch, *, was_there: bool
+) -> None:
+    target = Place((tmp_path / "new").as_uri())
+    source = Place((tmp_path / "old").as_uri())
+    if kind.startswith("s3"):
+        source = Place(f"s3://state/copy-{uuid.uuid4().hex}", moto_server.url)
+    ours = fill_both(source, target) if was_there else source.fill()
+    name = name_of(source)
+    put_over = FileStore.put_over
+
+    async def set_first(self: FileStore, to: str, *args: Any, **kwargs: Any) -> None:
+        if to == name:
+            await self.put(name, b'"newer"', "", timeout=20)
+        await put_over(self, to, *args, **kwargs)
+
+    monkeypatch.setattr(FileStore, "put_over", set_first)
+    assert run(source, target, "--yes") == 0
+    assert target.objects() == {**ours, name: b'"newer"'}
+
+
+def test_what_is_deleted_below_the_target_after_the_survey_is_copied(
+    run: Run, s3: tuple[Place, Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can't be told from what is not there yet; where its row has gone as well, a sweep finds it."""
+    source, target = s3
+    ours = fill_both(source, target)
+    name = name_of(source)
+    before_copying(monkeypatch, lambda store: store.delete([name], timeout=20))
+    assert run(source, target, "--yes") == 0
+    assert target.objects() == ours
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before its copy", "after its copy"])

@@ -73,10 +73,11 @@ class Deployment:
                 found |= {item["Key"].removeprefix("deployment/") for item in page.get("Contents", ())}
         return {name for name in found if keys.parse_name(name) is not None}
 
-    def async_state(self, *arguments: str, code: int | None = 0, **options: Any) -> str:
+    def async_state(self, *arguments: str, codes: tuple[int, ...] = (0,), **options: Any) -> str:
         """Run the command, and return what it prints."""
         done = self.services.command("-m", "async_state", *arguments, timeout=SECONDS, **options)
-        assert code is None or done.returncode == code, f"{arguments}: {done.returncode}\n{done.stderr}"
+        assert done.returncode in codes, f"{arguments}: {done.returncode}\n{done.stderr}"
+        assert done.stdout, f"{arguments}: {done.returncode}\n{done.stderr}"
         return done.stdout
 
     def airflow(self, *arguments: str) -> None:
@@ -93,14 +94,14 @@ class Deployment:
             "rest": ("--api-url", str(self.services.api.base_url)),
         }
 
-    def sweep(self, *arguments: str, code: int | None = None) -> dict[str, Any]:
+    def sweep(self, *arguments: str, codes: tuple[int, ...] = (0, 1)) -> dict[str, Any]:
         """Run `sweep`, and return what it counts and the names that it takes for orphans."""
         report = self.services.home / "report.jsonl"
         report.unlink(missing_ok=True)
         token = str(self.services.api.headers["Authorization"]).removeprefix("Bearer ")
         printed = self.async_state(
             "sweep", *arguments, "--output", "json", "--max-orphans", "100%", "--report", str(report),
-            extra={"AIRFLOW_API_TOKEN": token}, code=code,
+            extra={"AIRFLOW_API_TOKEN": token}, codes=codes,
         )  # fmt: skip
         counted: dict[str, Any] = json.loads(printed)
         lines = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
@@ -134,7 +135,7 @@ def distributed(directory: Path) -> Iterator[tuple[dict[str, str], str]]:
 def missing() -> str:
     """Say what of the distributed deployment can't be had here, if anything."""
     programs = [name for name in ("redis-server", "postgres", "initdb", "weed") if stack.program(name) is None]
-    modules = [name for name in ("celery", "redis", "psycopg2") if importlib.util.find_spec(name) is None]
+    modules = [name for name in ("celery", "redis", "asyncpg", "psycopg2") if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(programs + modules)}" if programs or modules else ""
 
 

@@ -142,7 +142,7 @@ def delete_while_tasks_write(deployment: Deployment) -> None:
         # A little later each time, so that it comes at every step of a sweep.
         kill_after += 0.5
         if not failed:
-            deployment.sweep(*delete, code=0)
+            deployment.sweep(*delete, codes=(0,))
         if ended.is_set():
             # What was written last is still too young.
             time.sleep(1)

@@ -213,12 +213,44 @@ async def test_what_somebody_else_has_deleted_is_gone(store: Store) -> None:
     assert await arun(store.get, NAME) is None
 
 
+async def test_what_was_seen_is_written_over(store: Store) -> None:
+    await arun(store.put_over, NAME, b"1", "", None)
+    assert await arun(store.get, NAME) == b"1"
+    seen = await arun(store.head, NAME)
+    body, encoding = codec.encode("[1]", "gzip")
+    await arun(store.put_over, NAME, body, encoding, seen)
+    assert await arun(store.get, NAME) == body
+    details = await arun(store.head, NAME)
+    assert details is not None
+    assert details.content_encoding == "gzip"
+    assert [entry.name for entry in await entries(store)] == [NAME]
+
+
+async def test_what_was_written_since_is_not_written_over(store: Store, place: Place) -> None:
+    await arun(store.put, NAME, b"1", "")
+    seen = await arun(store.head, NAME)
+    await arun(store.put, NAME, b"2", "")
+    for earlier in None, seen:
+        await arun(store.put_over, NAME, b"3", "", earlier)
+        # It ignores both conditions, which is why whoever writes calls `head` immediately before.
+        assert await arun(store.get, NAME) == (b"3" if place.kind == "rclone" else b"2")
+    assert [entry.name for entry in await entries(store)] == [NAME]
+
+
+async def test_what_was_deleted_since_stays_away(store: Store, place: Place) -> None:
+    await arun(store.put, NAME, b"1", "")
+    seen = await arun(store.head, NAME)
+    await arun(store.delete, [NAME])
+    await arun(store.put_over, NAME, b"2", "", seen)
+    assert [entry.name for entry in await entries(store)] == ([NAME] if place.kind == "rclone" else [])
+
+
 async def test_a_copy_inside_the_store(store: Store, place: Place) -> None:
     settings = place.settings()
     source = open_store(settings.url, settings, Connection())
     body, encoding = codec.encode("[1]", "gzip")
     await arun(source.put, NAME, body, encoding)
-    copied = await arun(store.copy_from, settings.url, NAME)
+    copied = await arun(store.copy_from, settings.url, NAME, None)
     assert copied == bool(place.endpoint_url)
     if copied:
         assert await arun(store.get, NAME) == body
@@ -227,7 +259,7 @@ async def test_a_copy_inside_the_store(store: Store, place: Place) -> None:
         assert copy is not None
         assert (copy.content_encoding, copy.entry.size) == ("gzip", len(body))
         assert copy.metadata["crc32"] == original.metadata["crc32"]
-    assert not await arun(store.copy_from, settings.url, f"{NAME}-none")
+    assert not await arun(store.copy_from, settings.url, f"{NAME}-none", None)
     assert await arun(store.get, f"{NAME}-none") is None
     await iothread.arun(source.aclose)
 

@@ -102,7 +102,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     root.setLevel(level)
 
 
-def _configured(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+def configured(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
     monkeypatch.setenv("AIRFLOW__ASYNC_STATE__URL", settings.url)
     if settings.endpoint_url:
         monkeypatch.setenv("AIRFLOW__ASYNC_STATE__ENDPOINT_URL", settings.endpoint_url)
@@ -112,7 +112,7 @@ def _configured(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Base]:
     """A base URL of a directory."""
     settings = Settings(url=(tmp_path / "state").as_uri())
-    _configured(monkeypatch, settings)
+    configured(monkeypatch, settings)
     base = Base(settings, tmp_path / "state")
     yield base
     base.run(base.store.aclose)
@@ -129,7 +129,7 @@ def any_base(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         server: FakeS3 | str = request.getfixturevalue("moto" if request.param == "moto" else "rclone_url")
         url = f"s3://state/{request.node.name.translate(str.maketrans('[]', '--'))}"
         settings = Settings(url=url, endpoint_url=server if isinstance(server, str) else server.url)
-    _configured(monkeypatch, settings)
+    configured(monkeypatch, settings)
     base = Base(settings, directory)
     yield base
     base.run(base.store.aclose)

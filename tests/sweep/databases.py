@@ -53,7 +53,9 @@ def _create_tables(engine: Engine) -> None:
 
 @contextlib.contextmanager
 def _postgresql(directory: Path) -> Iterator[str]:
-    found = shutil.which("postgres")
+    # Where Debian has it, nobody's PATH leads.
+    places = [os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
+    found = shutil.which("postgres", path=os.pathsep.join(places))
     if found is None or importlib.util.find_spec("psycopg2") is None:
         pytest.skip("PostgreSQL or psycopg2 is not installed")
     programs, data = Path(found).resolve().parent, directory / "data"

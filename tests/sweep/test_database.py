@@ -51,19 +51,15 @@ def clear(engine: Engine) -> None:
 
 def insert(engine: Engine, tasks: dict[str, Any], assets: dict[tuple[int, str], Any]) -> None:
     """Write rows, of tasks by key and of assets by id and key, without the runs and assets that they belong to."""
-    from airflow.models.base import Base as Model
-
-    table = Model.metadata.tables["task_state_store"]
     key = "`key`" if engine.dialect.name == "mysql" else "key"
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SET session_replication_role = replica"))
         if engine.dialect.name == "mysql":
             connection.execute(text("SET foreign_key_checks = 0"))
-        # As Airflow 3.4 calls it.
-        index = "region_index" if "region_index" in table.columns else "map_index"
+        columns = f"dag_run_id, task_id, {index_column()}, {key}, dag_id, run_id, value, updated_at"
         task = (
-            f"INSERT INTO task_state_store (dag_run_id, task_id, {index}, {key}, dag_id, run_id, value, updated_at) "  # noqa: S608
+            f"INSERT INTO task_state_store ({columns}) "  # noqa: S608
             "VALUES (1, 't', -1, :key, 'd', 'r', :value, '2026-01-01 00:00:00')"
         )
         asset = (
@@ -75,6 +71,13 @@ def insert(engine: Engine, tasks: dict[str, Any], assets: dict[tuple[int, str], 
         if assets:
             rows = [{"id": id_, "key": key, "value": value} for (id_, key), value in assets.items()]
             connection.execute(text(asset), rows)
+
+
+def index_column() -> str:
+    from airflow.models.base import Base as Model
+
+    # As Airflow 3.4 calls it.
+    return "region_index" if "region_index" in Model.metadata.tables["task_state_store"].columns else "map_index"
 
 
 def row(ref: str) -> str:

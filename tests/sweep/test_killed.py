@@ -2,44 +2,218 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import itertools
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+import boto3
+import pytest
+
+from async_state import Settings
+from async_state.testing import Answer, FakeS3, Request
+from async_state.testing.faults import Exchange, Fault
 from tests.sweep.conftest import Base, snapshot
 
 TASK = "v1/task/dag/run/task/-1/worker"
-ORPHANS = 200
+MANY = 200
+SECONDS = 120
+
+
+class Program:
+    """The command as a process, with the snapshot of a base URL that has so many live objects and orphans."""
+
+    def __init__(self, base: Base, directory: Path, count: int, **environment: str) -> None:
+        self.base = base
+        self.live = {f"{TASK}/live{number}" for number in range(count)}
+        for name in (*self.live, *(f"{TASK}/orphan{number}" for number in range(count))):
+            base.put(name)
+        self.report, self.temporary, self._refs = directory / "report", directory / "tmp", directory / "refs"
+        self.temporary.mkdir()
+        self._refs.write_bytes(snapshot(base.url, sorted(f"{base.url}/{name}" for name in self.live)))
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__ASYNC_STATE")},
+            "HOME": str(directory),
+            "TMPDIR": str(self.temporary),
+            "AIRFLOW__ASYNC_STATE__URL": base.url,
+            **environment,
+        }
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "async_state", "sweep", "--refs", str(self._refs), "--grace", "0"]
+        command += ["--report", str(self.report), "--max-orphans", "100%", *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=self.environment, stdout=pipe, stderr=pipe, text=True)
+
+    def finish(self) -> None:
+        """Run it to its end, and look that what is left is what rows refer to."""
+        left = set(self.base.names())
+        assert self.live <= left
+        with self.start("--delete", "--output", "plain") as process:
+            out, err = process.communicate()
+        assert (process.returncode, err) == (0, "")
+        assert set(self.base.names()) == self.live
+        assert str(len(left - self.live)) in out.split()
+        assert list(self.temporary.iterdir()) == []
 
 
 def test_a_sweep_that_is_killed_is_taken_up_again(base: Base, tmp_path: Path) -> None:
-    refs = [base.put(f"{TASK}/live{number}") for number in range(ORPHANS)]
-    for number in range(ORPHANS):
-        base.put(f"{TASK}/orphan{number}")
-    (tmp_path / "refs").write_bytes(snapshot(base.url, refs))
-    report, temporary = tmp_path / "report", tmp_path / "tmp"
-    temporary.mkdir()
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-        "HOME": str(tmp_path),
-        "TMPDIR": str(temporary),
-        "AIRFLOW__ASYNC_STATE__URL": base.url,
-        "AIRFLOW__ASYNC_STATE__MAX_CONCURRENCY": "2",
-    }
-    command = [sys.executable, "-m", "async_state", "sweep", "--refs", str(tmp_path / "refs"), "--delete"]
-    command += ["--report", str(report)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+    program = Program(base, tmp_path, MANY, AIRFLOW__ASYNC_STATE__MAX_CONCURRENCY="2")
+    with program.start("--delete") as process:
         # How much further it gets is a matter of luck.
-        while process.poll() is None and (not report.exists() or report.read_text().count("\n") < ORPHANS // 2):
+        while process.poll() is None and (
+            not program.report.exists() or program.report.read_text().count("\n") < MANY // 2
+        ):
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
-    assert list(temporary.iterdir()) == []
-    left = set(base.names())
-    assert {ref.removeprefix(f"{base.url}/") for ref in refs} <= left
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(base.names()) == sorted(ref.removeprefix(f"{base.url}/") for ref in refs)
+    program.finish()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A request of the sweep's, at which it is killed.
+
+    Attributes:
+        is_it: Tells it from others.
+        number: Which one of those, from 0 on.
+        deleted: How many orphans are gone by then.
+    """
+
+    is_it: Callable[[Request], bool]
+    number: int
+    deleted: int
+
+
+def is_listing(request: Request) -> bool:
+    return request.method == "GET" and request.query.startswith("list-type")
+
+
+def is_listing_of_versions(request: Request) -> bool:
+    return request.method == "GET" and request.query.startswith("versions")
+
+
+STEPS = {
+    "the listing": Step(is_listing, 0, 0),
+    "the first look": Step(lambda request: request.method == "HEAD", 0, 0),
+    "the first deletion": Step(lambda request: request.method == "DELETE", 0, 0),
+    "another look": Step(lambda request: request.method == "HEAD", 2, 2),
+    "the last deletion": Step(lambda request: request.method == "DELETE", 3, 3),
+}
+#: Where a bucket keeps versions. A DeleteObjects deletes those of an orphan but for the current one.
+MORE_STEPS = {
+    "the listing of versions": Step(is_listing_of_versions, 1, 1),
+    "the deletion of earlier versions": Step(lambda request: request.method == "POST", 1, 1),
+    "the deletion of the current version": Step(lambda request: request.method == "DELETE", 1, 1),
+}
+
+
+def at_each(steps: dict[str, Step]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("step", "is_carried_out"),
+        [
+            pytest.param(step, is_carried_out, id=f"{'after' if is_carried_out else 'before'} {name}")
+            for name, step in steps.items()
+            for is_carried_out in (False, True)
+        ],
+    )
+
+
+@contextlib.contextmanager
+def opened(moto: FakeS3, bucket: str) -> Iterator[Base]:
+    settings = Settings(url=f"s3://{bucket}/killed-{uuid.uuid4().hex}", endpoint_url=moto.url)
+    base = Base(settings, None)
+    yield base
+    base.run(base.store.aclose)
+
+
+def kill_at(step: Step, *, is_carried_out: bool, program: Program, moto: FakeS3) -> None:
+    numbers, killed = itertools.count(), threading.Event()
+
+    def kill(exchange: Exchange) -> Answer:
+        if next(numbers) != step.number:
+            return exchange.carry_out(exchange.body)
+        if is_carried_out:
+            exchange.carry_out(exchange.body)
+        process.send_signal(signal.SIGKILL)
+        killed.set()
+        return "500 Killed", [], b""
+
+    with moto.failing(Fault(kill), when=step.is_it), program.start("--delete") as process:
+        assert killed.wait(SECONDS)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@at_each(STEPS)
+def test_at_each_request(step: Step, *, is_carried_out: bool, moto: FakeS3, tmp_path: Path) -> None:
+    with opened(moto, "state") as base:
+        program = Program(
+            base, tmp_path, 4, AIRFLOW__ASYNC_STATE__ENDPOINT_URL=moto.url, AIRFLOW__ASYNC_STATE__MAX_CONCURRENCY="1"
+        )
+        kill_at(step, is_carried_out=is_carried_out, program=program, moto=moto)
+        is_deletion = step is STEPS["the first deletion"] or step is STEPS["the last deletion"]
+        gone = step.deleted + (is_deletion and is_carried_out)
+        assert len(base.names()) == 8 - gone
+        program.finish()
+
+
+@at_each(MORE_STEPS)
+def test_at_each_request_to_a_bucket_that_keeps_versions(
+    step: Step, *, is_carried_out: bool, moto: FakeS3, tmp_path: Path
+) -> None:
+    bucket = f"killed-{uuid.uuid4().hex}"
+    with (
+        contextlib.closing(boto3.client("s3", endpoint_url=moto.url)) as client,
+        opened(moto, bucket) as base,
+    ):
+        client.create_bucket(Bucket=bucket)
+        client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+        for number in range(3):
+            base.put(f"{TASK}/orphan{number}", b'"earlier"')
+        program = Program(
+            base, tmp_path, 3, AIRFLOW__ASYNC_STATE__ENDPOINT_URL=moto.url, AIRFLOW__ASYNC_STATE__MAX_CONCURRENCY="1"
+        )
+        kill_at(step, is_carried_out=is_carried_out, program=program, moto=moto)
+        # No earlier value has come back.
+        assert all(base.get(name) != b'"earlier"' for name in base.names())
+        program.finish()
+        left = client.list_object_versions(Bucket=bucket)
+        assert len(left["Versions"]) == 3
+        assert "DeleteMarkers" not in left
+
+
+def test_while_the_snapshot_is_read(base: Base, tmp_path: Path) -> None:
+    """Through a pipe, whose other end never comes to the last line."""
+    program = Program(base, tmp_path, 3)
+    whole = snapshot(base.url, sorted(f"{base.url}/{name}" for name in program.live))
+    command = [sys.executable, "-m", "async_state", "sweep", "--refs", "-", "--delete", "--grace", "0"]
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as rest, os.fdopen(write, "wb") as pipe:
+        pipe.write(whole[: whole.rindex(b"{")])
+        pipe.flush()
+        with subprocess.Popen(command, env=program.environment, stdin=rest) as process:
+            # It has read everything, and waits for more.
+            while process.poll() is None and unread(rest):
+                time.sleep(0.001)
+            process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert len(base.names()) == 6
+    program.finish()
+
+
+def unread(pipe: IO[bytes]) -> int:
+    """Return how many bytes a pipe holds."""
+    held: int = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+    return held

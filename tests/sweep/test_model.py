@@ -26,7 +26,7 @@ from async_state.errors import StoreError
 from async_state.stores.base import Details, Entry, Tagged
 from async_state.sweep import remove, survey
 from async_state.sweep.ledger import Ledger
-from async_state.sweep.references import References
+from async_state.sweep.references import of_sweep
 from async_state.sweep.remove import remove_all
 from async_state.sweep.snapshot import Header, lines, read
 from async_state.sweep.sources import Source
@@ -34,7 +34,7 @@ from async_state.sweep.survey import Grace
 
 HISTORIES = int(os.environ.get("SWEEP_HISTORIES", "10000"))
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
-SETTINGS = Settings(url="memory://model", max_concurrency=2)
+SETTINGS = Settings(url="memory://model", moved_urls=("memory://moved",), max_concurrency=2)
 GRACE = 10
 NAMES = [f"v1/task/d/r/t{number}/-1/worker/k" for number in range(4)] + ["v1/asset/name/a/worker/k"]
 #: The row of the last name is an object of the API server's side.
@@ -62,7 +62,7 @@ class World:
     def write(self, name: str) -> None:
         self.writes += 1
         modified = START + timedelta(seconds=self.now)
-        # Each write of a value has an ETag of its own, also that of the same value.
+        # Each write of a value has an ETag of its own, also that of the same value: `codec.ending` sees to that.
         self.objects[name] = Details(Entry(name, 1, modified, str(self.writes)), "", {}, "")
 
     def insert(self, name: str) -> None:
@@ -175,7 +175,12 @@ class ModelStore:
     async def delete(self, names: Sequence[str], *, timeout: float) -> Mapping[str, StoreError]:
         raise NotImplementedError
 
-    async def copy_from(self, base_url: str, name: str, *, timeout: float) -> bool:
+    async def copy_from(self, base_url: str, name: str, seen: Details | None, *, timeout: float) -> bool:
+        raise NotImplementedError
+
+    async def put_over(
+        self, name: str, body: bytes, content_encoding: str, seen: Details | None, *, timeout: float
+    ) -> None:
         raise NotImplementedError
 
     async def aclose(self) -> None:
@@ -198,8 +203,9 @@ class ModelSource(Source):
             )
             if not rows:
                 return
-            for last, name in rows[:2]:  # noqa: B007
-                yield f"{SETTINGS.url}/{name}"
+            for last, name in rows[:2]:
+                # Some rows are older than the move of the objects.
+                yield f"{SETTINGS.url if last % 2 else SETTINGS.moved_urls[0]}/{name}"
 
     def is_served(self, name: str) -> bool:
         return self.world.is_served and name == SERVED
@@ -215,7 +221,7 @@ class ModelSource(Source):
             and seen.entry.modified <= taken_at - timedelta(seconds=GRACE)
         }
         header, refs = read(lines(Header(taken_at, SETTINGS.url), self.pages()), SETTINGS.url)
-        ledger.add_refs(References([SETTINGS.url]).names(refs))
+        ledger.add_refs(of_sweep(SETTINGS), refs)
         return header.taken_at
 
     async def resolve(self, ledger: Ledger, *, has_rows: bool) -> None:
@@ -254,7 +260,7 @@ async def run(histories: int) -> int:
 
 
 def clear(connection: sqlite3.Connection) -> None:
-    for table in "refs", "rows", "objects":
+    for table in "refs", "unknown", "rows", "objects":
         connection.execute(f"DELETE FROM {table}")  # noqa: S608
 
 

@@ -75,7 +75,7 @@ class Airflow:
         run_id: int = made[0]
         return run_id
 
-    def instance(self, dag: str, task: str = "task", index: int = -1, run: str = RUN) -> None:
+    def instance(self, dag: str, task: str = "task", index: int = -1, run: str = RUN, **more: Any) -> None:
         self.insert(
             "task_instance",
             id=uuid.uuid4(),
@@ -87,10 +87,19 @@ class Airflow:
             pool="default_pool",
             pool_slots=1,
             state="success",
+            **more,
         )
 
     def row(
-        self, number: int, dag: str, key: str, value: str, task: str = "task", index: int = -1, run: str = RUN
+        self,
+        number: int,
+        dag: str,
+        key: str,
+        value: str,
+        task: str = "task",
+        index: int = -1,
+        run: str = RUN,
+        **more: Any,
     ) -> None:
         self.insert(
             "task_state_store",
@@ -101,6 +110,7 @@ class Airflow:
             map_index=index,
             key=key,
             value=value,
+            **more,
         )
 
     def asset(self, name: str, uri: str, *, is_active: bool = True) -> int:
@@ -290,6 +300,38 @@ def test_a_region_that_is_not_the_instances_is_in_doubt(
     assert (found["foreign"], found["in_doubt"], found["deleted"]) == (0, 1, 0)
 
 
+def test_a_region_change(
+    as_admin: Airflow, base: Base, dag: str, live: str, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a task has stored in a region that is over, and what it has stored again in its present one."""
+    from airflow.models.base import Base as Model
+
+    if "region_id" not in Model.metadata.tables["task_state_store"].columns:
+        pytest.skip("Airflow has regions from 3.4 on")
+    number, regions = as_admin.run(dag, "regions"), [uuid.uuid4() for _ in range(3)]
+    names = [f"v1/task/{dag}/regions/looped@{region}/{index}/worker/k" for region in regions for index in (0, 1)]
+    for region in regions[:2]:
+        for index in (0, 1):
+            as_admin.instance(dag, "looped", index, "regions", region_id=region)
+    for index, name in enumerate(names):
+        base.put(name)
+        # The rows of the first region are discarded, and the third one was never seen.
+        if index in (2, 3):
+            as_admin.row(
+                number, dag, "k", marked(f"{base.url}/{name}"), "looped", index - 2, "regions", region_id=regions[1]
+            )
+    monkeypatch.setattr("airflow.settings.engine", as_admin.engine)
+    rest, database = (
+        command("sweep", *source, "--output", "json").counts
+        for source in (("--api-url", as_admin.url), ("--database",))
+    )
+    assert (database["referenced"], database["in_doubt"], database["orphans"]) == (4, 0, 4)
+    # Whether the task was ever in the third one, the API does not tell.
+    assert (rest["referenced"], rest["in_doubt"], rest["orphans"]) == (4, 2, 2)
+    assert sweep(command, as_admin)["deleted"] == 2
+    assert [name for name in names if name in base.names()] == names[2:]
+
+
 def test_a_row_of_another_scope_counts(as_admin: Airflow, base: Base, dag: str, live: str, command: Run) -> None:
     as_admin.instance(dag, "other")
     ref = base.put(f"{live}/moved by hand".replace(" ", "%20"))
@@ -474,6 +516,33 @@ def test_all_sources_agree(
     ]
     assert shown[0] == shown[1] == shown[2]
     assert shown[0]["orphans"] == 1
+
+
+def test_all_sources_agree_on_what_has_moved(
+    as_admin: Airflow, base: Base, dag: str, live: str, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that still refers to the old base URL keeps the copy below the present one."""
+    monkeypatch.setenv("AIRFLOW__ASYNC_STATE__MOVED_URLS", "s3://old/state")
+    number, asset = as_admin.run(dag, "moved"), as_admin.asset(f"{dag}_moved", f"x://{dag}_moved")
+    as_admin.instance(dag, run="moved")
+    names = [f"v1/task/{dag}/moved/task/-1/worker/k", f"v1/asset/name/{dag}_moved/worker/k"]
+    as_admin.row(number, dag, "k", marked(f"s3://old/state/{names[0]}"), run="moved")
+    as_admin.asset_row(asset, "k", marked(f"s3://old/state/{names[1]}"))
+    for name in (*names, f"{live}/orphan", f"v1/task/{dag}/moved/task/-1/worker/orphan"):
+        base.put(name)
+    monkeypatch.setattr("airflow.settings.engine", as_admin.engine)
+    exported = command("export-refs").out.encode()
+    sources = (("--api-url", as_admin.url), ("--database",), ("--refs", "-"))
+    shown = [command("sweep", *source, "--output", "json", stdin=exported).counts for source in sources]
+    assert shown[0] == shown[1] == shown[2]
+    assert (shown[0]["referenced"], shown[0]["in_doubt"], shown[0]["orphans"]) == (4, 0, 2)
+    assert sweep(command, as_admin)["deleted"] == 2
+    assert set(names) <= set(base.names())
+    # Where the option was forgotten, they are kept all the same.
+    monkeypatch.delenv("AIRFLOW__ASYNC_STATE__MOVED_URLS")
+    for source in sources:
+        forgotten = command("sweep", *source, "--output", "json", stdin=exported).counts
+        assert (forgotten["referenced"], forgotten["in_doubt"], forgotten["orphans"]) == (2, 2, 0)
 
 
 def test_the_pipe_between_two_machines(airflow: Airflow, base: Base, live: str) -> None:

@@ -167,7 +167,7 @@ def test_exactly_as_many_orphans_as_allowed_may_go(base: Base, command: Run) -> 
     assert command("sweep", "--refs", "-", "--delete", stdin=snapshot(base.url, refs)).code == 0
 
 
-@pytest.mark.parametrize("refs", [[], ["s3://elsewhere/v1/task/dag/run/task/-1/worker/live0"]])
+@pytest.mark.parametrize("refs", [[], ["s3://elsewhere/v1/task/dag/run/task/-1/worker/another"]])
 def test_a_snapshot_without_any_reference_is_refused(
     refs: list[str], base: Base, live: list[str], command: Run
 ) -> None:

@@ -34,14 +34,23 @@ async def run(args: argparse.Namespace) -> int:
             with output.Progress("Comparing") as progress:
                 found = await copy.survey(progress.add)
             _show(found, settings.url, target_url)
-            if args.dry_run or not found.pending:
+            if args.dry_run:
+                return DONE
+            if not found.pending:
+                output.result(f"Every object of {settings.url} is below {target_url}.")
                 return DONE
             if not await output.confirmed(f"Copy {output.number(found.pending, 'object')}?", yes=args.yes):
                 output.note("Nothing was copied.")
                 return FAILED
             with output.Progress("Copying", found.pending) as progress:
                 failed = await copy.copy(progress.add)
-            output.result(f"Copied {output.number(found.pending - len(failed), 'object')}.")
+            output.result(f"Copied {output.number(found.pending - len(failed) - copy.kept, 'object')}.")
+            if copy.kept:
+                were, are = ("was", "is") if copy.kept == 1 else ("were", "are")
+                output.result(
+                    f"{output.number(copy.kept, 'object')} {were} written below the target meanwhile, and {are} kept "
+                    "there."
+                )
             _check(failed, await copy.missing(), settings.url, target_url)
     return DONE
 

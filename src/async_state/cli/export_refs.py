@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from async_state import compat, threads
 from async_state.cli import context, output
 from async_state.sweep import database, snapshot
-from async_state.sweep.references import References, exported_bases
+from async_state.sweep.references import References
 
 
 async def run(args: argparse.Namespace) -> int:
@@ -26,6 +26,6 @@ def _export() -> None:
         )
     # Before the first row is read: what is written later is younger than the snapshot.
     header = snapshot.Header(datetime.now(timezone.utc), settings.url)
-    refs = database.references(References(exported_bases(settings)))
+    refs = database.references(References(settings.bases))
     for line in snapshot.lines(header, refs):
         output.result(line)

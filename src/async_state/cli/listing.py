@@ -10,6 +10,7 @@ import anyio
 from async_state.cli import context, filters
 from async_state.cli.output import Column, age, rows, size
 from async_state.cli.runner import DONE
+from async_state.errors import StoreError
 from async_state.keys import Place
 from async_state.stores.base import Entry, Store
 
@@ -79,14 +80,22 @@ async def _encodings(
 ) -> list[str | None]:
     found: list[str | None] = [None] * len(page)
     slots = anyio.Semaphore(concurrency)
+    failures: list[StoreError] = []
 
     async def ask(index: int, name: str) -> None:
         async with slots:
-            details = await store.head(name, timeout=timeout)
+            try:
+                details = await store.head(name, timeout=timeout)
+            except StoreError as e:
+                failures.append(e)
+                group.cancel_scope.cancel()
+                return
             if details is not None:
                 found[index] = details.content_encoding or "none"
 
     async with anyio.create_task_group() as group:
         for index, (entry, _) in enumerate(page):
             group.start_soon(ask, index, entry.name)
+    if failures:
+        raise failures[0]
     return found

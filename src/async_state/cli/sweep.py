@@ -43,7 +43,8 @@ Report = Callable[[Entry, str, str], None]
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _COUNTS: Final = ("objects", "referenced", "too_young", "in_doubt", "foreign", "orphans", "deleted", "bytes")
-_ORPHAN: Final = (Column("name", "orphan"), Column("size", show=size), Column("modified", "age", show=age))
+#: The name last, as it is longer than any column.
+_ORPHAN: Final = (Column("size", show=size), Column("modified", "age", show=age), Column("name", "orphan"))
 #: So many orphans are shown; ``--report`` has them all.
 _SHOWN: Final = 20
 
@@ -65,6 +66,7 @@ async def run(args: argparse.Namespace) -> int:
             for entry in ledger.orphans():
                 report(entry, "orphan", "")
     _print_counts(args.output, found, deleted=0)
+    _note_unknown_base(found, settings)
     refusal = found.refusal(limit)
     if refusal:
         note(f"--delete would be refused: {refusal}.")
@@ -102,6 +104,7 @@ async def _delete(
             store, ledger.orphans(), concurrency=settings.max_concurrency, timeout=settings.timeout, done=done
         )
     _print_counts(args.output, found, deleted=outcomes[Outcome.DELETED])
+    _note_unknown_base(found, settings)
     if changed := outcomes[Outcome.CHANGED]:
         note(f"Kept: {number(changed, 'object')} that somebody has written again since they were listed.")
     if reasons:
@@ -145,6 +148,15 @@ def _reporting(file: str | None, url: str) -> Iterator[Report]:
             lines.write(json.dumps(line | ({"reason": reason} if reason else {})) + "\n")
 
         yield report
+
+
+def _note_unknown_base(found: Found, settings: Settings) -> None:
+    if found.unknown_base:
+        note(
+            f"In doubt: rows refer to objects of the same names below {found.unknown_base}, which is in no option "
+            f"here. If its objects were copied below {settings.url}, add it to [async_state] moved_urls, and otherwise "
+            "to trusted_urls."
+        )
 
 
 def _print_counts(output: str, found: Found, *, deleted: int) -> None:

@@ -110,11 +110,23 @@ class Store(Protocol):
             one has its name by now, which is kept.
         """
 
-    async def copy_from(self, base_url: str, name: str, *, timeout: float) -> bool:
+    async def copy_from(self, base_url: str, name: str, seen: Details | None, *, timeout: float) -> bool:
         """Copy the object ``name`` from below ``base_url``, another base URL of the same kind, inside the store.
 
+        Nothing is copied over what was written since `head` has ``seen`` what is here, as in `put_over`.
+
         Returns:
-            Whether it is copied. ``False`` means that the store can't do it: get it there and put it here.
+            Whether the store can do it. Where it can't, get the object there and use `put_over`. Whether something was
+            copied, `head` tells.
+        """
+
+    async def put_over(
+        self, name: str, body: bytes, content_encoding: str, seen: Details | None, *, timeout: float
+    ) -> None:
+        """Write the object if what has its name is still what `head` has ``seen``; ``None`` where there was nothing.
+
+        Whether it was written, `head` tells. An S3 store that ignores ``If-Match`` or ``If-None-Match`` writes over
+        whatever is there: call `head` immediately before, and what remains is the time between the two requests.
         """
 
     async def get_tagged(self, name: str, *, timeout: float) -> Tagged | None:

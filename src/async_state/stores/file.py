@@ -89,8 +89,13 @@ class FileStore:
     async def delete_unchanged(self, seen: Details, *, timeout: float) -> bool:
         return await self._call(timeout, "delete", seen.entry.name, self._unlink_unchanged, seen.entry)
 
-    async def copy_from(self, base_url: str, name: str, *, timeout: float) -> bool:
+    async def copy_from(self, base_url: str, name: str, seen: Details | None, *, timeout: float) -> bool:
         return False
+
+    async def put_over(
+        self, name: str, body: bytes, content_encoding: str, seen: Details | None, *, timeout: float
+    ) -> None:
+        await self._call(timeout, "write", name, self._write_over, name, body, seen and seen.entry)
 
     async def aclose(self) -> None:
         """Nothing to release: no file stays open."""
@@ -174,13 +179,22 @@ class FileStore:
         except FileNotFoundError:
             return None
 
-    def _write(self, work: _Work, name: str, body: bytes) -> None:
+    def _write_over(self, work: _Work, name: str, body: bytes, seen: Entry | None) -> None:
+        def is_unchanged() -> bool:
+            found = None
+            with contextlib.suppress(FileNotFoundError):
+                found = _entry(name, self.path(name).lstat())
+            return found == seen
+
+        self._write(work, name, body, is_unchanged)
+
+    def _write(self, work: _Work, name: str, body: bytes, condition: Callable[[], bool] | None = None) -> None:
         path = self.path(name)
         # A clear by another process may remove the directory again before the file is in it, or the temporary file.
         for _ in range(_MAX_WRITES):
             self._make_directory(path.parent)
             with contextlib.suppress(FileNotFoundError):
-                return self._replace(work, path, body)
+                return self._replace(work, path, body, condition)
         raise FileNotFoundError(errno.ENOENT, "its directory keeps disappearing", str(path.parent))
 
     def _write_if_unchanged(self, work: _Work, name: str, body: bytes, expected: bytes | None) -> bool:
@@ -204,7 +218,7 @@ class FileStore:
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 path.mkdir(mode=0o700)
 
-    def _replace(self, work: _Work, path: Path, body: bytes) -> None:
+    def _replace(self, work: _Work, path: Path, body: bytes, condition: Callable[[], bool] | None) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)  # mode 0600
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -212,7 +226,11 @@ class FileStore:
                 file.flush()
                 os.fsync(file.fileno())
             with _open_directory(path.parent) as directory:
-                _lock(directory, fcntl.LOCK_SH)
+                # With a condition, nobody else writes or deletes on one here until this is over.
+                _lock(directory, fcntl.LOCK_EX if condition else fcntl.LOCK_SH)
+                if condition and not condition():
+                    Path(temporary).unlink()
+                    return
                 with work.change():
                     Path(temporary).replace(path)
                 _flush(directory)

@@ -75,8 +75,14 @@ class MemoryStore:
         self._objects.pop(name, None)
         return True
 
-    async def copy_from(self, base_url: str, name: str, *, timeout: float) -> bool:
+    async def copy_from(self, base_url: str, name: str, seen: Details | None, *, timeout: float) -> bool:
         return False
+
+    async def put_over(
+        self, name: str, body: bytes, content_encoding: str, seen: Details | None, *, timeout: float
+    ) -> None:
+        if await self.head(name, timeout=timeout) == seen:
+            await self.put(name, body, content_encoding, timeout=timeout)
 
     async def aclose(self) -> None:
         """Nothing to release: the objects live as long as the process."""

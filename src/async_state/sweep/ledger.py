@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Final
 
 from async_state.stores.base import Entry
+from async_state.sweep.references import References
 
 _PAGE: Final = 1000
 _SCHEMA: Final = """
@@ -22,6 +23,7 @@ PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 PRAGMA cache_size = -32768;
 CREATE TABLE refs (name TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE unknown (name TEXT PRIMARY KEY, base TEXT) WITHOUT ROWID;
 CREATE TABLE rows (name TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE assets (prefix TEXT, id INTEGER, PRIMARY KEY (prefix, id)) WITHOUT ROWID;
 CREATE TABLE shown (prefix TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -56,11 +58,18 @@ class Ledger:
         self._db = connection
         self._db.executescript(_SCHEMA)
 
-    def add_refs(self, names: Iterable[str]) -> None:
-        """Remember names to which a row refers."""
-        left = iter(names)
+    def add_refs(self, references: References, refs: Iterable[str]) -> None:
+        """Remember to which names rows refer.
+
+        Args:
+            references: Tells them.
+            refs: What the rows have.
+        """
+        left = iter(refs)
         while batch := list(islice(left, _PAGE)):
-            self._db.executemany("INSERT OR IGNORE INTO refs VALUES (?)", [(name,) for name in batch])
+            names = [(name,) for name in references.names(batch)]
+            self._db.executemany("INSERT OR IGNORE INTO refs VALUES (?)", names)
+            self._db.executemany("INSERT OR IGNORE INTO unknown VALUES (?, ?)", references.unknown(batch))
 
     def has_refs(self) -> bool:
         """Tell whether any row refers to any name."""
@@ -124,6 +133,23 @@ class Ledger:
             "UPDATE objects SET verdict = ? WHERE EXISTS (SELECT 1 FROM refs WHERE refs.name = objects.name)",
             (Verdict.REFERENCED.value,),
         )
+
+    def doubt_unknown(self) -> str:
+        """Take the orphans for doubtful to whose names rows refer below base URLs that nobody knows here.
+
+        Returns:
+            One of these base URLs, or an empty string.
+        """
+        query = (
+            "SELECT base FROM unknown JOIN objects USING (name) WHERE verdict = ? LIMIT 1",
+            (Verdict.ORPHAN.value,),
+        )
+        found = self._db.execute(*query).fetchone()
+        self._db.execute(
+            "UPDATE objects SET verdict = ? WHERE verdict = ? AND name IN (SELECT name FROM unknown)",
+            (Verdict.IN_DOUBT.value, Verdict.ORPHAN.value),
+        )
+        return found[0] if found else ""
 
     def orphans(self, prefix: str = "") -> Iterator[Entry]:
         """Yield the orphans, whose names start with ``prefix``, in the order of their names."""

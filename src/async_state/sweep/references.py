@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from async_state.keys import Side, parse_name
+
 if TYPE_CHECKING:
     from async_state.settings import Settings
 
@@ -20,19 +22,16 @@ MARKER: Final = "__airflow_state_ref__"
 
 _NAME: Final = r"/[A-Za-z0-9_.:%~@/-]+"
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_VERSION: Final = re.compile(r"/(?=v1/)")
 
 
-def swept_bases(settings: Settings) -> tuple[str, ...]:
-    """Return the base URLs below which references name objects below ``settings.url``.
+def of_sweep(settings: Settings) -> References:
+    """Return what finds the references to objects below ``settings.url``.
 
-    Objects of a moved URL were copied below the present one, where they have the same names.
+    Objects of a moved URL were copied below the present one, where they have the same names; those of a trusted one
+    stay where they are.
     """
-    return (settings.url, *getattr(settings, "moved_urls", ()))
-
-
-def exported_bases(settings: Settings) -> tuple[str, ...]:
-    """Return the base URLs of all references that some sweep may need."""
-    return tuple(dict.fromkeys((*settings.bases, *swept_bases(settings))))
+    return References((settings.url, *settings.moved_urls), elsewhere=settings.trusted_urls)
 
 
 class References:
@@ -40,10 +39,12 @@ class References:
 
     Args:
         bases: The base URLs.
+        elsewhere: Base URLs whose objects are known to be others.
     """
 
-    def __init__(self, bases: Iterable[str]) -> None:
+    def __init__(self, bases: Iterable[str], *, elsewhere: Iterable[str] = ()) -> None:
         self._bases = tuple(f"{base}/" for base in bases)
+        self._known = (*self._bases, *(f"{base}/" for base in elsewhere))
         self._pattern = re.compile("|".join(f"{re.escape(base[:-1])}{_NAME}" for base in self._bases))
 
     def find(self, text: object) -> set[str]:
@@ -77,6 +78,18 @@ class References:
             for base in self._bases:
                 if ref.startswith(base):
                     yield ref[len(base) :]
+
+    def unknown(self, refs: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Yield the object name and the base URL of each reference below a base URL of which nothing is known here.
+
+        Its objects may have moved, and this machine has not been told.
+        """
+        for ref in refs:
+            if not ref.startswith(self._known):
+                for found in _VERSION.finditer(ref):
+                    place = parse_name(ref[found.end() :])
+                    if place is not None and place.side is Side.WORKER:
+                        yield ref[found.end() :], ref[: found.start()]
 
 
 def _texts(value: Any) -> Iterator[tuple[str, bool]]:

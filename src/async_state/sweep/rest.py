@@ -238,9 +238,9 @@ class Rest:
 
     def _take(self, row: dict[str, Any]) -> None:
         value = row.get("value")
-        names = list(self._references.names(self._references.find_in(value)))
-        self._ledger.add_refs(names)
-        if names and isinstance(value, dict) and MARKER in value:
+        refs = self._references.find_in(value)
+        self._ledger.add_refs(self._references, refs)
+        if any(self._references.names(refs)) and isinstance(value, dict) and MARKER in value:
             self._is_metastore = True
 
     async def _pages(self, path: str, field: str, **parameters: Any) -> AsyncIterator[list[dict[str, Any]]]:

@@ -7,7 +7,7 @@ as a JSON string, and the last one ``{"count": N}``, by which a reader knows tha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -40,7 +40,7 @@ def lines(header: Header, refs: Iterable[str]) -> Iterator[str]:
     yield json.dumps({"count": count})
 
 
-def read(lines: Iterable[bytes | str], url: str) -> tuple[Header, Iterator[str]]:
+def read(lines: Iterable[bytes | str], url: str, moved_urls: Sequence[str] = ()) -> tuple[Header, Iterator[str]]:
     """Return the header of a snapshot, and its references.
 
     The references are read one by one. Whoever reads them has the whole snapshot only when the iterator ends without
@@ -49,6 +49,7 @@ def read(lines: Iterable[bytes | str], url: str) -> tuple[Header, Iterator[str]]
     Args:
         lines: The snapshot's lines.
         url: The base URL whose objects are to be swept.
+        moved_urls: Base URLs whose objects were copied below ``url``.
 
     Raises:
         SnapshotError: The snapshot is empty, is of another URL, or is none. The iterator raises it where lines are
@@ -56,6 +57,13 @@ def read(lines: Iterable[bytes | str], url: str) -> tuple[Header, Iterator[str]]
     """
     rest = iter(lines)
     header = _header(next(rest, None))
+    if header.url.rstrip("/") in moved_urls:
+        # Whoever took it did not look for the present URL, so that some references below that may be missing.
+        raise SnapshotError(
+            f"the snapshot is of {header.url}, whose objects have moved below {url}: where it was taken, [async_state] "
+            "url is still the old one. Nothing was deleted. Set url and moved_urls there as they are here, and run "
+            "`airflow async-state export-refs` again"
+        )
     if header.url.rstrip("/") != url:
         raise SnapshotError(
             f"the snapshot is of {header.url}, and this is the sweep of {url}: its references say nothing about these "

@@ -15,8 +15,10 @@ from async_state.settings import Settings
 from async_state.sweep import database, rest, snapshot
 from async_state.sweep.errors import SnapshotError, SourceError
 from async_state.sweep.ledger import Ledger
-from async_state.sweep.references import References, swept_bases
+from async_state.sweep.references import of_sweep
 
+#: So many scopes are asked for at once: a part of the connections to the database that one API server has, 15.
+_REST_CONCURRENCY: Final = 6
 #: As a file's name: standard input.
 STDIN: Final = "-"
 
@@ -64,8 +66,8 @@ class SnapshotSource(Source):
     def _read(self, ledger: Ledger) -> datetime:
         try:
             with _opened(self._file) as lines:
-                header, refs = snapshot.read(lines, self._settings.url)
-                ledger.add_refs(References(swept_bases(self._settings)).names(refs))
+                header, refs = snapshot.read(lines, self._settings.url, self._settings.moved_urls)
+                ledger.add_refs(of_sweep(self._settings), refs)
         except OSError as e:
             raise SnapshotError(f"the snapshot {self._file} can't be read: {e.strerror}. Nothing was deleted") from e
         return header.taken_at
@@ -93,8 +95,8 @@ class DatabaseSource(Source):
 
     def _read(self, ledger: Ledger) -> None:
         database.check_backend(self._conf)
-        references = References(swept_bases(self._settings))
-        ledger.add_refs(references.names(database.references(references)))
+        references = of_sweep(self._settings)
+        ledger.add_refs(references, database.references(references))
 
 
 class RestSource(Source):
@@ -129,12 +131,12 @@ class RestSource(Source):
     async def resolve(self, ledger: Ledger, *, has_rows: bool) -> None:  # noqa: D102
         async with self._opened(ledger) as api:
             elsewhere = has_rows or await threads.call(self._are_rows_elsewhere)
-            await api.resolve(concurrency=self._settings.max_concurrency, rows_elsewhere=elsewhere)
+            await api.resolve(concurrency=_REST_CONCURRENCY, rows_elsewhere=elsewhere)
 
     @contextlib.asynccontextmanager
     async def _opened(self, ledger: Ledger) -> Any:
         async with rest.opened(self._url, self._token, self._settings.timeout) as client:
-            yield rest.Rest(client, ledger, References(swept_bases(self._settings)))
+            yield rest.Rest(client, ledger, of_sweep(self._settings))
 
     def _are_rows_elsewhere(self) -> bool:
         try:

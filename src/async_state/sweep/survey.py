@@ -27,7 +27,7 @@ from async_state.keys import Side, parse_name
 from async_state.stores.base import Entry, Store
 from async_state.sweep.errors import SnapshotError
 from async_state.sweep.ledger import Ledger, Verdict
-from async_state.sweep.references import References, swept_bases
+from async_state.sweep.references import References, of_sweep
 
 if TYPE_CHECKING:
     from async_state.settings import Settings
@@ -105,7 +105,7 @@ async def find(
     survey = Survey(store, ledger, cutoff, settings.timeout)
     await survey.walk(progress)
     if survey.has_rows:
-        await survey.read_rows(References(swept_bases(settings)), settings.max_concurrency)
+        await survey.read_rows(of_sweep(settings), settings.max_concurrency)
     await source.resolve(ledger, has_rows=survey.has_rows)
     return survey.found()
 
@@ -179,7 +179,7 @@ class Survey:
             except (StoreError, CorruptObjectError, ConfigurationError):
                 self._ledger.doubt(_reach(name))
             else:
-                self._ledger.add_refs(references.names(references.find(text)))
+                self._ledger.add_refs(references, references.find(text))
             finally:
                 slots.release()
 
@@ -191,6 +191,7 @@ class Survey:
     def found(self) -> Found:
         """Return what was found, once every reference is in the ledger."""
         self._ledger.apply_refs()
+        unknown_base = self._ledger.doubt_unknown()
         counted, size = self._counted.copy(), 0
         for verdict, (count, found) in self._ledger.counts().items():
             counted[verdict] += count
@@ -205,6 +206,7 @@ class Survey:
             bytes=size,
             values=self._values,
             has_refs=self.has_rows or self._ledger.has_refs(),
+            unknown_base=unknown_base,
         )
 
 
@@ -217,6 +219,7 @@ class Found(NamedTuple):
         bytes: Of the orphans.
         values: The objects that a worker's side has written.
         has_refs: Whether any row was seen at all, which may refer to an object below this URL.
+        unknown_base: A base URL below which rows refer to the names of objects that are therefore in doubt.
     """
 
     objects: int
@@ -228,6 +231,7 @@ class Found(NamedTuple):
     bytes: int
     values: int
     has_refs: bool
+    unknown_base: str
 
     def refusal(self, limit: float) -> str:
         """Return why the orphans must not be deleted, as what was found looks like a mistake; or an empty string.

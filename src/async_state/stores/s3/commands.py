@@ -5,12 +5,13 @@ As those of `operations.Operations`, each counts its attempts and tries nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from async_state.stores.base import Details
 from async_state.stores.s3.client import Client, entry, error_of
-from async_state.stores.s3.errors import is_not_implemented, is_of_credentials, is_retryable
+from async_state.stores.s3.errors import OF_VERSIONS, is_not_implemented, is_of_credentials, is_retryable
 from async_state.stores.s3.operations import S3Error
 
 #: S3's limit on the keys of one DeleteObjects request.
@@ -70,33 +71,71 @@ async def delete_version(s3: Client, key: str, *, version: str) -> bool:
         return not current
     for start in range(0, len(earlier), _MOST_KEYS):
         batch: Any = [{"Key": key, "VersionId": id_} for id_ in earlier[start : start + _MOST_KEYS]]
-        with error_of("DeleteObjects"):
+        with _error_of_versions("DeleteObjects"):
             answer = await s3.client.delete_objects(Bucket=s3.bucket, Delete={"Objects": batch, "Quiet": True})
         for refused in answer.get("Errors", ()):
-            raise S3Error(refused.get("Code", ""), refused.get("Message", ""), operation="DeleteObjects")
-    with error_of("DeleteObject"):
+            raise S3Error(refused.get("Code", ""), refused.get("Message", ""), operation=OF_VERSIONS)
+    with _error_of_versions("DeleteObject"):
         await s3.client.delete_object(Bucket=s3.bucket, Key=key, VersionId=version)
     return True
 
 
-async def copy(s3: Client, key: str, *, source: Mapping[str, str], arguments: Mapping[str, str]) -> bool:
-    """Copy an object with its metadata, and return whether S3 could, and was allowed to.
+async def copy(
+    s3: Client, key: str, *, source: Mapping[str, str], arguments: Mapping[str, str], seen: Details | None
+) -> bool:
+    """Copy an object with its metadata over what was seen, and return whether S3 could, and was allowed to.
+
+    A store may ignore the condition, and so do releases of botocore that do not know it.
 
     Args:
         s3: of the bucket to copy to.
         key: of the copy.
         source: the bucket and the key to copy from.
         arguments: those of PutObject.
+        seen: what is copied over, or ``None``. What is there meanwhile stays.
     """
-    try:
+
+    async def send(condition: Mapping[str, str]) -> None:
         with error_of("CopyObject"):
-            named: Any = {"CopySource": source, **arguments}
+            named: Any = {"CopySource": source, **arguments, **condition}
             await s3.client.copy_object(Bucket=s3.bucket, Key=key, **named)
-        return True
+
+    try:
+        await _conditionally(send, seen)
     except S3Error as e:
         if is_retryable(e) or is_of_credentials(e):
             raise
         return False
+    return True
+
+
+async def put_over(
+    s3: Client,
+    key: str,
+    *,
+    body: bytes,
+    arguments: Mapping[str, str],
+    metadata: Mapping[str, str],
+    seen: Details | None,
+) -> None:
+    """Write an object over what was seen, or ``None``. What is there meanwhile stays, as in `copy`."""
+    await _conditionally(lambda condition: s3.put(key, body, {**arguments, **condition}, metadata), seen)
+
+
+async def _conditionally(send: Callable[[Mapping[str, str]], Awaitable[None]], seen: Details | None) -> None:
+    """Send a request that writes over what was seen and nothing else; without a condition to a store that knows none.
+
+    It may be that an attempt whose answer was lost has written: whoever asks for it looks afterwards.
+    """
+    try:
+        await send({"IfMatch": f'"{seen.entry.etag}"'} if seen else {"IfNoneMatch": "*"})
+    except S3Error as e:
+        # AWS says that there is no such key where what was seen is gone.
+        if e.status == 412 or e.code == "PreconditionFailed" or (seen is not None and e.code == "NoSuchKey"):
+            return
+        if not is_not_implemented(e):
+            raise
+        await send({})
 
 
 async def _versions(s3: Client, key: str) -> tuple[str, list[str]]:
@@ -106,7 +145,7 @@ async def _versions(s3: Client, key: str) -> tuple[str, list[str]]:
     markers: list[str] = []
     more: Any = {}
     while True:
-        with error_of("ListObjectVersions"):
+        with _error_of_versions("ListObjectVersions"):
             page = await s3.client.list_object_versions(Bucket=s3.bucket, Prefix=key, **more)
         for version in page.get("Versions", ()):
             if version["Key"] != key:
@@ -120,3 +159,14 @@ async def _versions(s3: Client, key: str) -> tuple[str, list[str]]:
         if not page.get("IsTruncated") or page.get("NextKeyMarker") != key:
             return current, [*reversed(markers), *reversed(others)]
         more = {"KeyMarker": key, "VersionIdMarker": page["NextVersionIdMarker"]}
+
+
+@contextmanager
+def _error_of_versions(operation: str) -> Iterator[None]:
+    """As `error_of`, for a request that needs more rights than others of its name."""
+    try:
+        with error_of(operation):
+            yield
+    except S3Error as e:
+        e.operation = OF_VERSIONS if e.operation == operation else e.operation
+        raise

@@ -54,6 +54,8 @@ _THROTTLED: Final = frozenset(
         "TooManyRequestsException",
     }
 )
+#: An operation's name in errors, where it lists or deletes versions of an object.
+OF_VERSIONS: Final = "versions"
 #: Errors that pass, whatever the status they come with.
 _PASSING: Final = _THROTTLED | {
     "ConditionalRequestConflict",
@@ -238,6 +240,11 @@ def _of_answer(e: S3Error, outage: str) -> tuple[type[StoreError], str]:
         return StoreError, "Create the bucket, or correct [async_state] url"
     if e.code in _BAD_CREDENTIALS or e.code == "RequestTimeTooSkewed":
         return StoreCredentialsError, _RENEW
+    if (e.code in _DENIED or e.status in (401, 403)) and e.operation == OF_VERSIONS:
+        return StoreAccessError, (
+            "The bucket keeps versions, all of which a sweep deletes: grant s3:ListBucketVersions on the bucket and "
+            "s3:DeleteObjectVersion on the objects"
+        )
     if e.code in _DENIED or e.status in (401, 403):
         return StoreAccessError, (
             "Grant s3:GetObject, s3:PutObject and s3:DeleteObject on the objects and s3:ListBucket on the bucket "

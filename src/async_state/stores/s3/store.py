@@ -109,11 +109,18 @@ class S3Store:
             delete = partial(commands.delete_if_match, etag=seen.entry.etag)
         return await self._command("delete", seen.entry.name, delete, timeout)
 
-    async def copy_from(self, base_url: str, name: str, *, timeout: float) -> bool:
+    async def copy_from(self, base_url: str, name: str, seen: Details | None, *, timeout: float) -> bool:
         bucket, prefix = bucket_and_prefix(base_url)
         source = {"Bucket": bucket, "Key": prefix + name}
-        copy = partial(commands.copy, source=source, arguments=dict(self._options.put_arguments))
+        copy = partial(commands.copy, source=source, arguments=dict(self._options.put_arguments), seen=seen)
         return await self._command("copy to", name, copy, timeout)
+
+    async def put_over(
+        self, name: str, body: bytes, content_encoding: str, seen: Details | None, *, timeout: float
+    ) -> None:
+        arguments, metadata = self._options.put_arguments_of(content_encoding), {CHECKSUM: checksum(body)}
+        put = partial(commands.put_over, body=body, arguments=arguments, metadata=metadata, seen=seen)
+        await self._command("put", name, put, timeout)
 
     async def aclose(self) -> None:
         await iothread.release(self)
