@@ -50,7 +50,7 @@ from async_state.testing import FakeS3, fake_s3  # noqa: E402
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Spare runs without hypothesis's tests the second that its plugin takes to import it for its summary."""
-    if "hypothesis" not in sys.modules:
+    if "hypothesis" not in sys.modules and session.config.pluginmanager.has_plugin("hypothesispytest"):
         session.config.pluginmanager.unregister(name="hypothesispytest")
     gc.collect()
     gc.freeze()
