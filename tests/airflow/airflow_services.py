@@ -20,11 +20,11 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
+from tests.airflow.launcher import Process
 from tests.servers import free_port
 
 T = TypeVar("T")
 
-_COMMAND: Final = Path(__file__).parent / "airflow_command.py"
 # Many times what they take: for a machine that does much else at the same time.
 _MIGRATE_SECONDS: Final = 600.0
 _START_SECONDS: Final = 600.0
@@ -57,7 +57,7 @@ class Services:
 
     def __post_init__(self) -> None:
         self._port = free_port()
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, Process] = {}
         self._abandoned = False
         for directory in (self.logs, self.printed, self.home / "dags"):
             directory.mkdir(parents=True)
@@ -70,7 +70,6 @@ class Services:
             # Nothing of pytest's environment: neither the Airflow that is configured there, nor anyone's AWS account.
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
-            "PYTHONUNBUFFERED": "1",
             "AIRFLOW_HOME": str(self.home),
             "AIRFLOW__API__BASE_URL": url,
             "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
@@ -258,15 +257,8 @@ class Services:
 
     def _start(self, name: str, *arguments: str, extra: Mapping[str, str] | None = None) -> None:
         with (self.printed / name).open("wb") as output:
-            self._processes[name] = subprocess.Popen(
-                [sys.executable, _COMMAND, *arguments],
-                env={**self._environment, **(extra or {})},
-                cwd=self.home,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            environment = {**self._environment, **(extra or {})}
+            self._processes[name] = Process(arguments, environment, self.home, output.fileno())
 
     def wait_for(self, what: str, seconds: float, answer: Callable[[], T | None]) -> T:
         """Ask again and again, and return the first answer that is true.
@@ -297,7 +289,7 @@ class Services:
         self._processes.clear()
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: Process) -> None:
     # By session, as each task has a process group of its own.
     for pid in processes_of_session(process.pid):
         with contextlib.suppress(ProcessLookupError):
