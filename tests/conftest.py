@@ -64,6 +64,13 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
+def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of this run, which is the same in all of xdist's processes."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
 def moto_server() -> Iterator[FakeS3]:
     """moto's S3 server, with the bucket ``state``."""
     with fake_s3(["state"]) as server:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -43,14 +44,14 @@ class Services:
 
     Attributes:
         home: ``AIRFLOW_HOME``; made here.
-        dag_file: the only file of DAGs.
+        dag_file: the only file of DAGs, if there is any.
         common: what all of them have in their environment.
         server: what only the API server has in addition.
         worker: what only the scheduler and the triggerer have in addition, which run the tasks and the triggers.
     """
 
     home: Path
-    dag_file: Path
+    dag_file: Path | None = None
     common: Mapping[str, str] = field(default_factory=dict)
     server: Mapping[str, str] = field(default_factory=dict)
     worker: Mapping[str, str] = field(default_factory=dict)
@@ -61,7 +62,8 @@ class Services:
         self._abandoned = False
         for directory in (self.logs, self.printed, self.home / "dags"):
             directory.mkdir(parents=True)
-        shutil.copy(self.dag_file, self.home / "dags")
+        if self.dag_file is not None:
+            shutil.copy(self.dag_file, self.home / "dags")
         # Without one, each of them would write its own.
         (self.home / "airflow.cfg").touch()
         url = f"http://127.0.0.1:{self._port}"
@@ -106,7 +108,7 @@ class Services:
         return self.home / "printed"
 
     def migrate(self) -> None:
-        """Make the database."""
+        """Make the database, where no other can be copied."""
         self._start("migrate", "db", "migrate")
         migration = self._processes.pop("migrate")
         try:
@@ -287,6 +289,23 @@ class Services:
         for process in self._processes.values():
             _kill(process)
         self._processes.clear()
+
+
+def migrated(shared: Path) -> Path:
+    """Return a new database of Airflow's, to be copied. It is made once for all processes of a run of the tests.
+
+    Parameters:
+        shared: a directory of the run.
+    """
+    database = shared / "airflow-migrated" / "airflow.db"
+    with (shared / "airflow-migrated.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            shutil.rmtree(database.parent, ignore_errors=True)
+            made = Services(database.parent.with_name("airflow-migrating"))
+            made.migrate()
+            made.home.rename(database.parent)
+    return database
 
 
 def _kill(process: Process) -> None:
