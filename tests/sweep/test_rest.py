@@ -123,7 +123,8 @@ class ApiServer(Services):
     def serving(self) -> Iterator[str]:
         url = str(self._api.base_url)
         try:
-            self._start("api-server", "api-server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1")
+            address = ("--host", "127.0.0.1", "--port", str(self._port), "--workers", "1")
+            self._start("api-server", "api-server", "--apps", "core", *address)
             self.wait_for("the API server", 600, self._answers)
             yield url
         finally:
