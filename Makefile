@@ -14,6 +14,9 @@ BENCH_VENV ?= .venv-bench
 FLOOR_VENV ?= .venv-floor
 FLOOR_PYTHON ?= $(firstword $(shell python3.10 -c "print('python3.10')" 2>/dev/null) $(PYTHON))
 
+# Operators of others and Celery, whose packages slow down every process of Airflow that loads plugins.
+CLIENTS_VENV ?= .venv-clients
+
 MUTANTS_VENV ?= .venv-mutants
 
 # A file's tests stay together, as they share what it starts.
@@ -21,9 +24,9 @@ MUTANTS_VENV ?= .venv-mutants
 PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # They take minutes, and need more packages.
-LEFT_OUT = --ignore tests/clients --ignore tests/deployment
+LEFT_OUT = --ignore tests/bench --ignore tests/clients --ignore tests/deployment
 
-.PHONY: demo test test-clients test-deployment test-next test-floor mutants lint bench bench-quick clean
+.PHONY: demo test suite test-bench test-clients test-deployment test-next test-floor mutants lint bench bench-quick clean
 
 # Runs the proposal's DAGs in a real Airflow and shows what is stored where.
 demo: $(VENV)/installed
@@ -31,20 +34,26 @@ demo: $(VENV)/installed
 
 # Types, style, and every test. One test alone takes seconds:
 # .venv/bin/python -m pytest tests/stores/s3/test_s3.py -k takes_one_request
-test: lint
+test: $(VENV)/installed
+	$(MAKE) --jobs 2 --no-print-directory lint suite
+
+# Beside mypy, which keeps one core busy for twenty seconds when it first runs.
+suite: $(VENV)/installed
 	$(BIN)/python -m pytest $(PARALLEL) $(LEFT_OUT)
 
 # Operators and a trigger of others, killed and in outages, two of them for more than a minute; and what common-io's backend
 # has written to S3.
-test-clients: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --group clients
-	OUTAGES_LONG=1 $(BIN)/python -m pytest $(PARALLEL) tests/clients tests/backend/test_common_io.py
+test-clients: $(CLIENTS_VENV)/installed
+	OUTAGES_LONG=1 $(CLIENTS_VENV)/bin/python -m pytest $(PARALLEL) tests/clients tests/backend/test_common_io.py
 
 # Whole deployments: LocalExecutor on SQLite, and CeleryExecutor with Redis, PostgreSQL and SeaweedFS where Debian's
 # redis-server and postgresql are installed. Ten minutes.
-test-deployment: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --group deployment
-	$(BIN)/python -m pytest tests/deployment tests/sweep/test_database.py
+test-deployment: $(CLIENTS_VENV)/installed
+	$(CLIENTS_VENV)/bin/python -m pytest tests/deployment tests/airflow/test_celery.py tests/sweep/test_database.py
+
+# Every measure of `make bench`, as small as it gets.
+test-bench: $(BENCH_VENV)/installed
+	$(BENCH_VENV)/bin/python -m pytest tests/bench
 
 # Every test on the next Airflow, which needs Python 3.11 or later.
 test-next: $(NEXT_VENV)/installed
@@ -90,6 +99,12 @@ $(FLOOR_VENV)/installed: pyproject.toml Makefile
 		--editable . --group test
 	touch $@
 
+$(CLIENTS_VENV)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet --editable . --group test --group clients --group deployment
+	touch $@
+
 $(MUTANTS_VENV)/installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(MUTANTS_VENV)
 	$(MUTANTS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -103,4 +118,4 @@ $(BENCH_VENV)/installed: pyproject.toml Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEXT_VENV) $(FLOOR_VENV) $(MUTANTS_VENV) $(BENCH_VENV) mutants .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(NEXT_VENV) $(FLOOR_VENV) $(CLIENTS_VENV) $(MUTANTS_VENV) $(BENCH_VENV) mutants .mypy_cache .ruff_cache .pytest_cache

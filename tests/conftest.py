@@ -50,7 +50,7 @@ from async_state.testing import FakeS3, fake_s3  # noqa: E402
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Spare runs without hypothesis's tests the second that its plugin takes to import it for its summary."""
-    if "hypothesis" not in sys.modules:
+    if "hypothesis" not in sys.modules and session.config.pluginmanager.has_plugin("hypothesispytest"):
         session.config.pluginmanager.unregister(name="hypothesispytest")
     gc.collect()
     gc.freeze()
@@ -61,6 +61,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def anyio_backend() -> str:
     """Airflow's event loops are asyncio's."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of this run, which is the same in all of xdist's processes."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from airflow.sdk.state import AssetScope, TaskScope
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from async_state.keys import Place, Side, object_name, parse_name, scope_prefix
+from async_state.keys import Place, Side, id_segment, key_segment, object_name, parse_name, scope_prefix
 from tests import fuzzing as fuzzing
 
 TASK = Place(side=Side.WORKER, key="k/1", dag_id="dag", run_id="a run+1", task_id="t@1", map_index=3)
@@ -77,6 +77,14 @@ def test_of_a_cut_name_the_beginning_and_the_hash_are_left(side: Side, scope: An
     assert name.endswith(f"~{digest}")
     long = place.run_id or place.asset
     assert (getattr(scope, "run_id", None) or scope.uri).startswith(long.partition("~")[0])
+
+
+@pytest.mark.parametrize("text", ["a b", "..", "é" * 100])
+def test_segments_are_those_of_names(text: str) -> None:
+    """By which commands look for what they are asked for."""
+    assert object_name(TaskScope(text, "r", "t"), "k", Side.WORKER).split("/")[2] == id_segment(text)
+    key = f"{text}k"
+    assert object_name(TaskScope("d", "r", "t"), key, Side.WORKER).split("/")[-1] == key_segment(key)
 
 
 @pytest.mark.parametrize(

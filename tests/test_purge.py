@@ -45,6 +45,8 @@ class CountingStore:
     ) -> None:
         self.names = list(names)
         self.batches: list[list[str]] = []
+        #: The seconds that each request was given.
+        self.timeouts: list[object] = []
         self.pages = 0
         self.under_way = 0
         self.listing_closed = False
@@ -69,8 +71,9 @@ class CountingStore:
     ) -> bool:
         raise NotImplementedError
 
-    async def delete(self, names: Sequence[str], **_: object) -> Mapping[str, StoreError]:
+    async def delete(self, names: Sequence[str], **options: object) -> Mapping[str, StoreError]:
         self.batches.append(list(names))
+        self.timeouts.append(options["timeout"])
         self.under_way += 1
         try:
             await self.gate.wait()
@@ -81,9 +84,10 @@ class CountingStore:
             raise StoreUnavailableError("the store is away")
         gone = [name for name in names if name not in self._refused]
         self.names = [name for name in self.names if name not in gone]
-        return {name: StoreError(f". {name} is kept. ") for name in names if name in self._refused}
+        return {name: StoreError(f". {name} is kept by X. ") for name in names if name in self._refused}
 
-    async def entries(self, prefix: str, **_: object) -> AsyncGenerator[Sequence[Entry], None]:
+    async def entries(self, prefix: str, **options: object) -> AsyncGenerator[Sequence[Entry], None]:
+        self.timeouts.append(options["timeout"])
         now = datetime.now(timezone.utc)
         found = [Entry(name, 1, now, "") for name in self.names if name.startswith(prefix)]
         try:
@@ -160,6 +164,22 @@ async def test_no_batch_is_larger_than_the_store_takes(way: str, count: int, siz
 
 
 @each_way
+async def test_each_request_has_the_whole_time(way: str) -> None:
+    store = CountingStore(named(2 * LIMIT))
+    await purge(way, store, 1)
+    assert store.timeouts == [20] * (3 if way == "prefix" else 2)
+
+
+async def test_what_is_not_selected_stays() -> None:
+    store = CountingStore([*named(LIMIT), "q/0"])
+    await purge_prefix(store, "p/", concurrency=1, timeout=20, selects=lambda name: name != "p/1")
+    assert store.batches == [["p/0", "p/2"]]
+    nothing = CountingStore(named(LIMIT))
+    await purge_prefix(nothing, "p/", concurrency=1, timeout=20, selects=lambda _: False)
+    assert nothing.batches == []
+
+
+@each_way
 @pytest.mark.parametrize("concurrency", [1, 2, 5])
 async def test_as_many_batches_at_once_as_it_may(way: str, concurrency: int) -> None:
     store = CountingStore(named(8 * LIMIT))
@@ -201,12 +221,12 @@ async def test_names_that_are_refused_do_not_keep_the_others(way: str) -> None:
     with pytest.raises(PurgeError) as caught:
         await purge(way, store, 1)
     assert store.names == refused
-    assert caught.value.remaining == {name: f". {name} is kept. " for name in refused}
+    assert caught.value.remaining == {name: f". {name} is kept by X. " for name in refused}
     assert str(caught.value) == (
-        "6 object(s) could not be deleted: p/0, p/4, p/8, p/12, p/16 and 1 more. First cause: . p/0 is kept. What "
+        "6 object(s) could not be deleted: p/0, p/4, p/8, p/12, p/16 and 1 more. First cause: . p/0 is kept by X. What "
         "could be deleted is; running the same clear or purge again takes up the rest."
     )
-    assert str(caught.value.__cause__) == ". p/0 is kept. "
+    assert str(caught.value.__cause__) == ". p/0 is kept by X. "
 
 
 async def test_a_few_that_are_left_are_all_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -20,11 +21,11 @@ from typing import Any, Final, TypeVar
 
 import httpx
 
+from tests.airflow.launcher import Process
 from tests.servers import free_port
 
 T = TypeVar("T")
 
-_COMMAND: Final = Path(__file__).parent / "airflow_command.py"
 # Many times what they take: for a machine that does much else at the same time.
 _MIGRATE_SECONDS: Final = 600.0
 _START_SECONDS: Final = 600.0
@@ -43,25 +44,26 @@ class Services:
 
     Attributes:
         home: ``AIRFLOW_HOME``; made here.
-        dag_file: the only file of DAGs.
+        dag_file: the only file of DAGs, if there is any.
         common: what all of them have in their environment.
         server: what only the API server has in addition.
         worker: what only the scheduler and the triggerer have in addition, which run the tasks and the triggers.
     """
 
     home: Path
-    dag_file: Path
+    dag_file: Path | None = None
     common: Mapping[str, str] = field(default_factory=dict)
     server: Mapping[str, str] = field(default_factory=dict)
     worker: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._port = free_port()
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, Process] = {}
         self._abandoned = False
         for directory in (self.logs, self.printed, self.home / "dags"):
             directory.mkdir(parents=True)
-        shutil.copy(self.dag_file, self.home / "dags")
+        if self.dag_file is not None:
+            shutil.copy(self.dag_file, self.home / "dags")
         # Without one, each of them would write its own.
         (self.home / "airflow.cfg").touch()
         url = f"http://127.0.0.1:{self._port}"
@@ -70,7 +72,6 @@ class Services:
             # Nothing of pytest's environment: neither the Airflow that is configured there, nor anyone's AWS account.
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
-            "PYTHONUNBUFFERED": "1",
             "AIRFLOW_HOME": str(self.home),
             "AIRFLOW__API__BASE_URL": url,
             "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
@@ -107,7 +108,7 @@ class Services:
         return self.home / "printed"
 
     def migrate(self) -> None:
-        """Make the database."""
+        """Make the database, where no other can be copied."""
         self._start("migrate", "db", "migrate")
         migration = self._processes.pop("migrate")
         try:
@@ -258,15 +259,8 @@ class Services:
 
     def _start(self, name: str, *arguments: str, extra: Mapping[str, str] | None = None) -> None:
         with (self.printed / name).open("wb") as output:
-            self._processes[name] = subprocess.Popen(
-                [sys.executable, _COMMAND, *arguments],
-                env={**self._environment, **(extra or {})},
-                cwd=self.home,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            environment = {**self._environment, **(extra or {})}
+            self._processes[name] = Process(arguments, environment, self.home, output.fileno())
 
     def wait_for(self, what: str, seconds: float, answer: Callable[[], T | None]) -> T:
         """Ask again and again, and return the first answer that is true.
@@ -297,7 +291,24 @@ class Services:
         self._processes.clear()
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def migrated(shared: Path) -> Path:
+    """Return a new database of Airflow's, to be copied. It is made once for all processes of a run of the tests.
+
+    Parameters:
+        shared: a directory of the run.
+    """
+    database = shared / "airflow-migrated" / "airflow.db"
+    with (shared / "airflow-migrated.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            shutil.rmtree(database.parent, ignore_errors=True)
+            made = Services(database.parent.with_name("airflow-migrating"))
+            made.migrate()
+            made.home.rename(database.parent)
+    return database
+
+
+def _kill(process: Process) -> None:
     # By session, as each task has a process group of its own.
     for pid in processes_of_session(process.pid):
         with contextlib.suppress(ProcessLookupError):

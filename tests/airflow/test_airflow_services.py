@@ -21,7 +21,7 @@ import boto3
 import pytest
 
 from async_state.testing import REGION, Answer, FakeS3, Request
-from tests.airflow.airflow_services import Services
+from tests.airflow.airflow_services import Services, migrated
 
 BOTH_SIDES = "both sides"
 WORKERS_ONLY = "the workers only"
@@ -162,11 +162,12 @@ class Deployments:
 
 
 @pytest.fixture(scope="module")
-def deployments(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployments]:
+def deployments(
+    moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployments]:
     """Both deployments, running at the same time: either keeps one core busy for most of it."""
     home = tmp_path_factory.mktemp("services")
-    migrated = Services(home / "migrated", DAG_FILE)
-    migrated.migrate()
+    database = migrated(shared_directory)
     made = {
         BOTH_SIDES: Deployment(home / "both-sides", moto_server, both_sides=True),
         WORKERS_ONLY: Deployment(home / "workers-only", moto_server, both_sides=False),
@@ -182,7 +183,7 @@ def deployments(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -
 
     moto_server.intercept = refuse_once
     with ThreadPoolExecutor() as pool:
-        runs = {name: pool.submit(deployment.run, migrated.database) for name, deployment in made.items()}
+        runs = {name: pool.submit(deployment.run, database) for name, deployment in made.items()}
         yield Deployments(made, runs)
         # Where pytest was interrupted.
         for deployment in made.values():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import threading
 import time
 import uuid
@@ -19,7 +20,7 @@ import boto3
 import pytest
 
 from async_state.testing import REGION, Answer, FakeS3, Request
-from tests.airflow.airflow_services import Services
+from tests.airflow.airflow_services import Services, migrated
 from tests.airflow.triggers.watching import VALUE
 
 ROOT: Final = Path(__file__).parents[2]
@@ -58,7 +59,7 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def outcome(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def outcome(moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """Run two triggerers, one after the other, and the deferring task with the second."""
     prefix = uuid.uuid4().hex
     holding, release = threading.Event(), threading.Event()
@@ -98,7 +99,7 @@ def outcome(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Ou
         found.ended.append(services.stop(triggerer))
         found.stopped.append(time.monotonic() - begun)
 
-    services.migrate()
+    shutil.copy(migrated(shared_directory), services.database)
     moto_server.intercept = delay
     try:
         with services.running(triggerer="triggerer-1"):

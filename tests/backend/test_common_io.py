@@ -28,7 +28,7 @@ from async_state.errors import (
     StoreError,
     UntrustedRefError,
 )
-from async_state.sweep.references import References, exported_bases
+from async_state.sweep.references import References
 from async_state.testing import FakeS3
 from tests import servers
 from tests.backend.test_updates import Supervisor
@@ -194,7 +194,7 @@ def test_a_snapshot_has_the_references_that_are_left(base: str, url: str, task: 
     """By which somebody sees that all have gone over."""
     ref = f"{base}/{task.dag_id}/r/t/-1/k"
     row = json.dumps({compat.REF_MARKER: ref})
-    assert References(exported_bases(Settings(url=url))).find(row) == {ref}
+    assert References(Settings(url=url).bases).find(row) == {ref}
 
 
 def test_values_that_common_io_left_inline(

@@ -17,8 +17,10 @@ LEAST = 0.95
 
 #: The line as it was changed, and why that changes nothing.
 EQUIVALENT: dict[str, str] = {
-    "return _encode(unquote(kept, errors=None)) == kept": "what is no UTF-8 is replaced, and so differs when encoded",
-    "return _encode(unquote(kept, )) == kept": "what is no UTF-8 is replaced, and so differs when encoded",
+    "text = unquote(kept, errors=None)": "what is no UTF-8 is replaced, and so differs when encoded",
+    "text = unquote(kept, )": "what is no UTF-8 is replaced, and so differs when encoded",
+    "broken.append(None)": "no batch is empty, so the error of each name in it is raised before",
+    'return quote(text, safe="XX:XX").replace("~", "%7E")': "a letter is never quoted",
 }
 
 _KILLED = ("killed", "timeout")

@@ -80,3 +80,8 @@ def test_the_tests_that_are_named_exist() -> None:
 
 if __name__ == "__main__":
     README.write_text(with_table(README.read_text()))
+
+
+def test_the_benchs_report_has_a_place() -> None:
+    text = README.read_text()
+    assert 0 < text.index("<!-- bench:begin -->") < text.index("<!-- bench:end -->") < text.index("## Design")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -18,7 +19,7 @@ import httpx
 import pytest
 from sqlalchemy import Engine, create_engine
 
-from tests.airflow.airflow_services import Services
+from tests.airflow.airflow_services import Services, migrated
 from tests.servers import free_port
 from tests.sweep import auth
 from tests.sweep.conftest import DAY, Base, Run
@@ -132,7 +133,8 @@ class ApiServer(Services):
     def serving(self) -> Iterator[str]:
         url = str(self._api.base_url)
         try:
-            self._start("api-server", "api-server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1")
+            address = ("--host", "127.0.0.1", "--port", str(self._port), "--workers", "1")
+            self._start("api-server", "api-server", "--apps", "core", *address)
             self.wait_for("the API server", 600, self._answers)
             yield url
         finally:
@@ -146,7 +148,7 @@ class ApiServer(Services):
 
 
 @pytest.fixture(scope="module")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+def airflow(shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     import airflow.models
 
     airflow.models.import_all_models()
@@ -164,7 +166,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
         },
     )
-    services.migrate()
+    shutil.copy(migrated(shared_directory), services.database)
     with services.serving() as url:
         engine = create_engine(f"sqlite:///{services.database}")
         made = Airflow(url, engine, services.home)

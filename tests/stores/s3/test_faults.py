@@ -340,7 +340,8 @@ def test_a_store_that_stalls(
         outcomes = list(pool.map(lambda one: one[1](), every))
     for (name, _, task, ref, calls), error in zip(every, outcomes, strict=True):
         assert error is not None, name
-        check_error(error, task, rf"within {timeout:g} s \([1-9]")
+        # On a busy machine, the time to read may end just before the deadline.
+        check_error(error, task, rf"within {timeout:g} s \([1-9]|\b[1-9][0-9]* attempts? in")
         check_nothing_torn(OPERATIONS[name], onlooker, task, ref)
         prepared(onlooker, task)
         check_effect(OPERATIONS[name], onlooker, task, ref, OPERATIONS[name].run(calls, task, ref))
@@ -367,7 +368,8 @@ def test_a_wait_before_a_retry_ends_with_the_deadline(
     opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, task: TaskScope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retry, "LEAST_THROTTLED_PAUSE", 60)
-    backend = opened(s3_settings(timeout=0.5))
+    # A tenth of it is left for the request after the wait.
+    backend = opened(s3_settings(timeout=6))
     with moto.failing(faults.slow_down()) as failing, pytest.raises(StoreUnavailableError, match="SlowDown"):
         backend.set(task, "key", "1")
     assert len(failing.requests) > 1
