@@ -64,3 +64,21 @@ def test_a_base_below_a_base_hides_nothing() -> None:
     references = References([BASE, f"{BASE}/v1"])
     found = references.find(json.dumps(f"{BASE}/v1/v1/x"))
     assert set(references.names(found)) == {"v1/v1/x", "v1/x"}
+
+
+@pytest.mark.parametrize(
+    ("ref", "found"),
+    [
+        (ELSEWHERE, [("v1/task/dag/run/task/-1/worker/k", "gs://other")]),
+        ("s3://o/v1/v1/task/v1/v1/v1/-1/worker/v1", [("v1/task/v1/v1/v1/-1/worker/v1", "s3://o/v1")]),
+        ("s3://o/p/v1/asset/uri/x:%2F%2Fy/worker/k", [("v1/asset/uri/x:%2F%2Fy/worker/k", "s3://o/p")]),
+        ("s3://o/v1/task/dag/run/task/-1/server/k", []),
+        ("s3://o/v1/task/dag/run/task/-1/worker/k/", []),
+        ("s3://o/" + "v1/" * 1_000_000, []),
+        (REF, []),
+        (f"{OLD}/v1/task/dag/run/task/-1/worker/k", []),
+        ("", []),
+    ],
+)
+def test_names_below_an_unknown_base(ref: str, found: list[tuple[str, str]]) -> None:
+    assert list(References([BASE], elsewhere=[OLD]).unknown([ref])) == found

@@ -22,7 +22,8 @@ MARKER: Final = "__airflow_state_ref__"
 
 _NAME: Final = r"/[A-Za-z0-9_.:%~@/-]+"
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_VERSION: Final = re.compile(r"/(?=v1/)")
+#: How many a name has: a task's and an asset's.
+_SEGMENTS: Final = (8, 6)
 
 
 def of_sweep(settings: Settings) -> References:
@@ -85,11 +86,13 @@ class References:
         Its objects may have moved, and this machine has not been told.
         """
         for ref in refs:
-            if not ref.startswith(self._known):
-                for found in _VERSION.finditer(ref):
-                    place = parse_name(ref[found.end() :])
-                    if place is not None and place.side is Side.WORKER:
-                        yield ref[found.end() :], ref[: found.start()]
+            if ref.startswith(self._known):
+                continue
+            for segments in _SEGMENTS:
+                base, *name = ref.rsplit("/", segments)
+                place = parse_name("/".join(name))
+                if place is not None and place.side is Side.WORKER:
+                    yield "/".join(name), base
 
 
 def _texts(value: Any) -> Iterator[tuple[str, bool]]:
