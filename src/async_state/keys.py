@@ -193,10 +193,10 @@ def parse_name(name: str) -> Place | None:
                 return None
             return Place(
                 side=Side(side),
-                key=unquote(key),
-                dag_id=unquote(ids[0]),
-                run_id=unquote(ids[1]),
-                task_id=unquote(ids[2]),
+                key=_decode(key),
+                dag_id=_decode(ids[0]),
+                run_id=_decode(ids[1]),
+                task_id=_decode(ids[2]),
                 map_index=int(index),
                 region=region[0].removeprefix("@") if region else "",
             )
@@ -205,7 +205,7 @@ def parse_name(name: str) -> Place | None:
                 return None
             if not _are_segments([identifier], key):
                 return None
-            return Place(side=Side(side), key=unquote(key), asset_by=kind, asset=unquote(identifier))
+            return Place(side=Side(side), key=_decode(key), asset_by=kind, asset=_decode(identifier))
     return None
 
 
@@ -223,6 +223,11 @@ def _are_segments(ids: Iterable[str], key: str) -> bool:
     if key in ("%2E", "%2E%2E"):
         return False
     return all(_is_segment(i, _ID_BYTES) for i in ids) and _is_segment(key, _KEY_BYTES)
+
+
+def _decode(segment: str) -> str:
+    kept, cut, digest = segment.partition("~")
+    return unquote(kept) + cut + digest
 
 
 def _is_segment(segment: str, limit: int) -> bool:

@@ -19,6 +19,7 @@ LEAST = 0.95
 EQUIVALENT: dict[str, str] = {
     "text = unquote(kept, errors=None)": "what is no UTF-8 is replaced, and so differs when encoded",
     "text = unquote(kept, )": "what is no UTF-8 is replaced, and so differs when encoded",
+    'kept, cut, digest = segment.partition("XX~XX")': "neither the mark nor the hash holds anything encoded",
     "broken.append(None)": "no batch is empty, so the error of each name in it is raised before",
     'return quote(text, safe="XX:XX").replace("~", "%7E")': "a letter is never quoted",
 }
