@@ -2,6 +2,9 @@
 
 mutmut changes one thing at a time, and a test should fail. pyproject.toml's ``[tool.mutmut]`` lists modules and tests.
 A mutant that behaves as the original does can't be killed: name it in `EQUIVALENT`, by its changed line.
+
+Given names of modules, `make mutants MODULES="keys purge"`, it runs their mutants alone; with `MODULES=none`, none.
+The page is about all modules of which every mutant has been run.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ EQUIVALENT: dict[str, str] = {
 }
 
 _KILLED = ("killed", "timeout")
+_NOT_RUN = "not checked"
 _HEAD = """# Mutants
 
 `make mutants` changes one thing at a time in the modules without I/O, runs their tests, and writes this page. Of the
@@ -61,8 +65,12 @@ def module(name: str) -> str:
 
 
 def main() -> int:
-    mutmut("run")
-    found = outcomes()
+    modules = sys.argv[1:]
+    if modules != ["none"]:
+        mutmut("run", *(f"async_state.{name}.*" for name in modules))
+    all_ = outcomes()
+    not_run = sorted({module(name) for name, outcome in all_.items() if outcome == _NOT_RUN})
+    found = {name: outcome for name, outcome in all_.items() if module(name) not in not_run}
     survivors = {name: changed_lines(name) for name, outcome in found.items() if outcome not in _KILLED}
     open_ = {name: lines for name, lines in survivors.items() if lines[1] not in EQUIVALENT}
     rows = []
@@ -72,6 +80,8 @@ def main() -> int:
         share = 1 - left / (count - equivalent)
         rows.append(f"| `{of}` | {count} | {count - equivalent - left} | {equivalent} | {left} | {share:.1%} |\n")
     parts = [_HEAD, *rows]
+    if not_run:
+        parts.append(f"\nNot run yet: {', '.join(f'`{name}`' for name in not_run)}.\n")
     if open_:
         parts.append("\n## Survivors\n\n")
         parts += [f"- `{name}`: `{before}` became `{after}`\n" for name, (before, after) in open_.items()]
