@@ -114,7 +114,7 @@ def test_options_up_to_their_limits_are_taken() -> None:
     assert (settings.max_concurrency, settings.aws_conn_id, settings.owner) == (1, "a" * 250, "!~")
     key = Settings(server_side_encryption="aws:kms:dsse", sse_kms_key_id="alias/k").sse_kms_key_id
     assert key == "alias/k"
-    assert (Settings(region_name="").region_name, Settings(trusted_urls=["s3://a/"]).trusted_urls) == (
+    assert (Settings(region_name="").region_name, Settings(trusted_urls=("s3://a/",)).trusted_urls) == (
         None,
         ("s3://a",),
     )
