@@ -23,6 +23,12 @@ EQUIVALENT: dict[str, str] = {
     "text = unquote(kept, errors=None)": "what is no UTF-8 is replaced, and so differs when encoded",
     "text = unquote(kept, )": "what is no UTF-8 is replaced, and so differs when encoded",
     'kept, cut, digest = segment.partition("XX~XX")': "neither the mark nor the hash holds anything encoded",
+    'super().__init__("".join(c if c.isprintable() else c.encode("UNICODE_ESCAPE").decode() for c in message))': (
+        "an encoding's name may be written in either case"
+    ),
+    "bound = (FIRST_THROTTLED_PAUSE if throttled else FIRST_PAUSE) * 2.0 ** min(failures, 17)": (
+        "sixteen doublings are above the longest pause already"
+    ),
     "broken.append(None)": "no batch is empty, so the error of each name in it is raised before",
     'return quote(text, safe="XX:XX").replace("~", "%7E")': "a letter is never quoted",
 }
