@@ -63,9 +63,9 @@ test-next: $(NEXT_VENV)/installed
 test-floor: $(FLOOR_VENV)/installed
 	$(FLOOR_VENV)/bin/python -m pytest $(PARALLEL) tests/stores tests/backend/test_contract.py tests/test_purge.py
 
-# Which changes of the modules without I/O no test notices: into docs/mutants.md.
+# Which changes of the modules without I/O no test notices: into docs/mutants.md. An hour, or less with MODULES=purge.
 mutants: $(MUTANTS_VENV)/installed
-	$(MUTANTS_VENV)/bin/python -m tests.project.mutants
+	$(MUTANTS_VENV)/bin/python -m tests.project.mutants $(MODULES)
 
 # This backend beside common-io's and bare clients: figures into docs/bench and README. Ten minutes; the other one, one.
 bench: $(BENCH_VENV)/installed

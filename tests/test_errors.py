@@ -59,3 +59,7 @@ def test_an_error_comes_out_of_a_process_pool() -> None:
 def test_every_error_is_a_builtin_too() -> None:
     for kind in CLASSES:
         assert kind is AsyncStateError or any(base.__module__ == "builtins" for base in kind.__mro__[1:-3])
+
+
+def test_an_error_may_say_nothing() -> None:
+    assert str(AsyncStateError()) == ""

@@ -191,6 +191,12 @@ def test_contract_11_anything_else_is_a_type_error(scope: Any) -> None:
     assert isinstance(caught.value, InvalidScopeError)
 
 
+def test_what_is_no_scope_is_named() -> None:
+    with pytest.raises(InvalidScopeError) as caught:
+        scope_prefix({"dag_id": "d"})
+    assert str(caught.value) == "a scope must be a TaskScope or an AssetScope, not dict"
+
+
 GOOD = "v1/task/d/r/t/-1/worker/k"
 
 

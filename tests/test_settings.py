@@ -74,6 +74,67 @@ def test_every_option_is_read_from_the_environment(monkeypatch: pytest.MonkeyPat
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_concurrency": 0}, "max_concurrency: must be an integer, at least 1, not 0"),
+        ({"inline_threshold": -1}, "inline_threshold: must be an integer, at least 0, not -1"),
+        ({"timeout": 0}, "timeout: must be a number of seconds above 0, not 0"),
+        ({"on_missing": "x"}, "on_missing: must be one of none, raise, not 'x'"),
+        ({"compression": "x"}, "compression: must be one of none, gzip, zstd, not 'x'"),
+        ({"aws_conn_id": "a b"}, "aws_conn_id: must be the id of a connection, not 'a b'"),
+        ({"aws_conn_id": "a" * 251}, f"aws_conn_id: must be the id of a connection, not '{'a' * 251}'"),
+        ({"owner": "a b"}, "owner: must be printable ASCII characters without spaces, not 'a b'"),
+        (
+            {"server_side_encryption": "AES256", "sse_kms_key_id": "k"},
+            "sse_kms_key_id: needs [async_state] server_side_encryption = aws:kms (or aws:kms:dsse)",
+        ),
+        ({"timeout": "1"}, "timeout: must be a number, not str"),
+        ({"patch_accessors": 1}, "patch_accessors: must be True or False, not int"),
+        ({"trusted_urls": "s3://a"}, "trusted_urls: must be a list, not str"),
+        (
+            {"url": "s3://a", "moved_urls": ["s3://a/"]},
+            "moved_urls: holds url itself, s3://a: set url to where the objects have been copied",
+        ),
+        (
+            {"trusted_urls": ["s3://a"], "moved_urls": ["s3://b", "s3://a/"]},
+            "moved_urls: s3://a is in trusted_urls as well: remove it there if all of its objects have been copied "
+            "below url, and otherwise here",
+        ),
+    ],
+)
+def test_what_is_wrong_with_an_option_is_said(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Settings(**given)
+    assert str(caught.value) == f"[async_state] {said}"
+
+
+def test_options_up_to_their_limits_are_taken() -> None:
+    settings = Settings(max_concurrency=1, max_attempts=0, aws_conn_id="a" * 250, owner="!~", timeout=1e-9)
+    assert (settings.max_concurrency, settings.aws_conn_id, settings.owner) == (1, "a" * 250, "!~")
+    key = Settings(server_side_encryption="aws:kms:dsse", sse_kms_key_id="alias/k").sse_kms_key_id
+    assert key == "alias/k"
+    assert (Settings(region_name="").region_name, Settings(trusted_urls=("s3://a/",)).trusted_urls) == (
+        None,
+        ("s3://a",),
+    )
+
+
+def test_a_text_that_is_no_value_is_shown() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_conf(FixedConf({"timeout": "soon"}))
+    assert str(caught.value) == "[async_state] timeout: must be a number, not 'soon'"
+    assert Settings.from_conf(FixedConf({"patch_accessors": "FALSE"})).patch_accessors is False
+    assert Settings.from_conf(FixedConf({"trusted_urls": ", s3://a,,s3://b\n"})).trusted_urls == ("s3://a", "s3://b")
+
+
+def test_what_airflow_is_told_of_an_option() -> None:
+    told = {option.name: option for option in options()}
+    assert (told["max_attempts"].default, told["patch_accessors"].default) == ("0", "True")
+    assert {told[name].default for name in ("url", "owner", "trusted_urls", "region_name")} == {""}
+    assert (told["patch_accessors"].type, told["timeout"].type, told["owner"].example) == ("boolean", "float", "prod")
+
+
 def test_what_is_unset_or_empty_has_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = from_environment(monkeypatch, url="", timeout=" ", region_name="")
     assert settings == Settings()
@@ -307,7 +368,7 @@ def test_a_misspelt_option_in_the_file_is_named_with_the_nearest(
 
 
 def test_a_lone_percent_in_the_file_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"\[async_state\] url: .*%%"):
+    with pytest.raises(ConfigurationError, match=r"\] url: can't be read: in airflow.cfg, write %% for each %$"):
         read(tmp_path, "[async_state]\nurl = file:///a%20b\n", monkeypatch)
     assert read(tmp_path, "[async_state]\nurl = file:///a%%20b\n", monkeypatch).url == "file:///a%20b"
 

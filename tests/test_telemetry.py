@@ -608,4 +608,5 @@ def test_a_slow_slot_counts(metrics: Metrics, s3_settings: SettingsOf, moto: Fak
     anyio.run(both)
     total, count = metrics.points()["airflow.async_state.get.duration", "s3", "StoreTimeoutError"]
     assert count == 2
-    assert total >= 2 * 300
+    # An attempt may end with so little left of the 300 ms that there is no other. Without the wait, it would be half.
+    assert total >= 2 * 250

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 from aiohttp import ClientHttpProxyError, RequestInfo
@@ -32,6 +33,74 @@ from tests import fuzzing as fuzzing
 def test_a_base_has_no_slash_at_its_end(url: str, base: str) -> None:
     assert urls.check_base(url) == base
     assert urls.check_base(base) == base
+
+
+@pytest.mark.parametrize(
+    ("check", "url", "said"),
+    [
+        (urls.check_base, "s3://[", "is no URL: 's3://['"),
+        (urls.check_base, "gs://b", "must start with s3://, file://, memory://; 'gs://b' does not"),
+        (urls.check_base, "s3://c@b", "must not hold credentials or a connection id; see [async_state] aws_conn_id"),
+        (urls.check_base, "s3://K:/@b", "must not hold credentials or a connection id; see [async_state] aws_conn_id"),
+        (urls.check_base, "s3://b?a", "must not have a query or a fragment: 's3://b'"),
+        (urls.check_base, "s3://b#a", "must not have a query or a fragment: 's3://b'"),
+        (urls.check_base, "s3:///p", "must name a bucket, s3://bucket/prefix, not 's3:///p'"),
+        (urls.check_base, "s3://" + "b" * 256, f"must name a bucket, s3://bucket/prefix, not 's3://{'b' * 256}'"),
+        (urls.check_base, "s3://b/a//b", "must not have two slashes in a row in the prefix: 's3://b/a//b'"),
+        (urls.check_base, "s3://b/a/%/b", "the prefix may hold letters, digits and !_.*'()=:@- only, not '%'"),
+        (urls.check_base, "s3://b/.", "the prefix may hold letters, digits and !_.*'()=:@- only, not '.'"),
+        (urls.check_base, "s3://b/..", "the prefix may hold letters, digits and !_.*'()=:@- only, not '..'"),
+        (
+            urls.check_base,
+            "s3://b/" + "x" * (urls.MAX_PREFIX_BYTES + 1),
+            f"the prefix may have {urls.MAX_PREFIX_BYTES} characters, so that no object key exceeds S3's 1,024 bytes",
+        ),
+        (urls.check_base, "file://h/p", "must be an absolute path, file:///path, not 'file://h/p'"),
+        (urls.check_base, "file:///", "must be an absolute path, file:///path, not 'file:///'"),
+        (urls.check_base, "file:///%00", "can't be a path of this machine: 'file:///%00'"),
+        (urls.check_endpoint, "http://u@h", "must not hold credentials; see [async_state] aws_conn_id"),
+        (urls.check_endpoint, "ftp://h", "must be an http:// or https:// URL of a host, not 'ftp://h'"),
+        (urls.check_endpoint, "http://h:0", "must be an http:// or https:// URL of a host, not 'http://h:0'"),
+        (urls.check_endpoint, "http://h?a", "must be an http:// or https:// URL of a host, not 'http://h'"),
+        (urls.check_region, "a b", "must be a region such as eu-central-1, not 'a b'"),
+    ],
+)
+def test_what_is_wrong_with_a_url_is_said(check: Callable[[str], str], url: str, said: str) -> None:
+    with pytest.raises(ValueError, match=r"^[a-z]") as caught:
+        check(url)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("url", ["s3://" + "b" * 255, "s3://b/" + "x" * urls.MAX_PREFIX_BYTES, "s3://b/" + "a/b" * 9])
+def test_bases_up_to_the_limits_are_taken(url: str) -> None:
+    assert urls.check_base(url) == url
+
+
+def test_no_secret_of_a_list_of_bases_is_said() -> None:
+    assert urls.check_bases(iter(["s3://a/", "s3://b"])) == ("s3://a", "s3://b")
+    with pytest.raises(ValueError, match="must start with") as caught:
+        urls.check_bases(["s3://a", "nonsense"])
+    assert "'nonsense'" in str(caught.value)
+    with pytest.raises(ValueError, match="without") as caught:
+        urls.check_bases(["s3://KEY:SEC", "RET@bucket"])
+    assert str(caught.value) == "must be base URLs as [async_state] url is one, without credentials"
+
+
+@pytest.mark.parametrize(
+    ("variables", "home"),
+    [
+        ({}, "/home/me/airflow"),
+        ({"AIRFLOW_HOME": "/srv/a b"}, "/srv/a%20b"),
+        ({"AIRFLOW_HOME": "$OUTER/x", "OUTER": "~/$INNER", "INNER": "y"}, "/home/me/y/x"),
+    ],
+)
+def test_the_default_is_below_airflows_home(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], home: str
+) -> None:
+    monkeypatch.delenv("AIRFLOW_HOME")
+    for name, value in {"HOME": "/home/me", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert urls.default_url() == f"file://{home}/async_state"
 
 
 ENDPOINTS = [

@@ -58,7 +58,7 @@ def check_base(url: str) -> str:
         raise ValueError("must not hold credentials or a connection id; see [async_state] aws_conn_id")
     if "?" in url or "#" in url:
         raise ValueError(f"must not have a query or a fragment: {shown(url)!r}")
-    _CHECKS[parts.scheme](parts)
+    _CHECKS[parts.scheme](parts, url)
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
@@ -137,13 +137,13 @@ def _masked(word: str) -> str:
     return f"***@{after}" if at and ":" in before else word
 
 
-def _check_s3(parts: SplitResult) -> None:
+def _check_s3(parts: SplitResult, url: str) -> None:
     if not _BUCKET.fullmatch(parts.netloc):
-        raise ValueError(f"must name a bucket, s3://bucket/prefix, not {shown(parts.geturl())!r}")
+        raise ValueError(f"must name a bucket, s3://bucket/prefix, not {shown(url)!r}")
     prefix = parts.path.rstrip("/").removeprefix("/")
     for segment in prefix.split("/") if prefix else ():
         if not segment:
-            raise ValueError(f"must not have two slashes in a row in the prefix: {shown(parts.geturl())!r}")
+            raise ValueError(f"must not have two slashes in a row in the prefix: {shown(url)!r}")
         if not _PREFIX_SEGMENT.fullmatch(segment) or segment in (".", ".."):
             raise ValueError(f"the prefix may hold letters, digits and !_.*'()=:@- only, not {segment!r}")
     if len(prefix) > MAX_PREFIX_BYTES:
@@ -152,22 +152,22 @@ def _check_s3(parts: SplitResult) -> None:
         )
 
 
-def _check_file(parts: SplitResult) -> None:
+def _check_file(parts: SplitResult, url: str) -> None:
     if parts.netloc or not parts.path.strip("/"):
-        raise ValueError(f"must be an absolute path, file:///path, not {shown(parts.geturl())!r}")
+        raise ValueError(f"must be an absolute path, file:///path, not {shown(url)!r}")
     try:
         usable = b"\0" not in os.fsencode(unquote(parts.path))
     except UnicodeEncodeError:
         usable = False
     if not usable:
-        raise ValueError(f"can't be a path of this machine: {parts.geturl()!r}")
+        raise ValueError(f"can't be a path of this machine: {url!r}")
 
 
-def _check_memory(parts: SplitResult) -> None:
+def _check_memory(parts: SplitResult, url: str) -> None:
     """Any name is one."""
 
 
-_CHECKS: Final[dict[str, Callable[[SplitResult], None]]] = {
+_CHECKS: Final[dict[str, Callable[[SplitResult, str], None]]] = {
     "s3": _check_s3,
     "file": _check_file,
     "memory": _check_memory,

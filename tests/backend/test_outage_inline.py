@@ -15,6 +15,7 @@ from async_state import AsyncStateBackend, Settings
 from async_state.errors import StoreAccessError, StoreError, StoreTimeoutError, StoreUnavailableError
 from async_state.testing import FakeS3, faults
 from async_state.testing.faults import Fault
+from tests.programs.wire import PATIENCE
 
 SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]
@@ -47,6 +48,8 @@ def test_a_job_id_survives(
     older = put(backend, task, "older")
     with moto.failing(fault), caplog.at_level(logging.WARNING, "async_state"):
         row = put(backend, task, "job-1")
+    # The deadline cuts the last attempt off. Where that reaches the server late, it does so before what follows.
+    moto.wait_until_idle(PATIENCE)
     assert json.loads(row) == "job-1"
     (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("async_state")]
     assert older in warning
@@ -70,6 +73,7 @@ def test_delete_and_clear_take_the_older_object_along(
         older = put(backend, task, "older")
         with moto.failing(OUTAGES["failing"]):
             put(backend, task, "job-1")
+        moto.wait_until_idle(PATIENCE)
         remove()
         assert backend.deserialize_task_state_store_from_ref(older) is None
 

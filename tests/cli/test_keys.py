@@ -22,6 +22,7 @@ from airflow.sdk.state import AssetScope, TaskScope
 from async_state import AsyncStateBackend, Settings
 from async_state.cli import context, definition, runner
 from async_state.testing import FakeS3, faults
+from tests.programs.runner import wait_until_asleep
 
 LONG = "x" * 400
 #: What the fixture stores: owner, key, value.
@@ -261,6 +262,7 @@ def test_ctrl_c_ends_it(moto: FakeS3) -> None:
     ):
         while not failing.requests:
             asyncio.run(asyncio.sleep(0.01))
+        wait_until_asleep(process.pid)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate()
     assert process.returncode == 130

@@ -38,6 +38,23 @@ def runner(*options: str) -> Iterator[Runner]:
     assert process.wait() == 0
 
 
+def wait_until_asleep(pid: int) -> None:
+    """Wait until a process's main thread waits for something else than its turn among the threads.
+
+    Python would notice a signal only after a wait that is about to begin.
+    """
+    status = Path(f"/proc/{pid}/task/{pid}/status")
+    seen: list[str] = []
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        before, seen = seen, [line for line in status.read_text().splitlines() if line.startswith(("State", "volunt"))]
+        if seen == before and "sleeping" in seen[0]:
+            return
+        assert time.monotonic() < deadline
+        # Whoever waits for its turn wakes up every five milliseconds, to ask for it.
+        time.sleep(0.05)
+
+
 class Program:
     """A running program. Only one runs at a time."""
 
@@ -68,11 +85,8 @@ class Program:
         print(line, file=self._input, flush=True)
 
     def interrupt(self) -> None:
-        """Press Ctrl-C while the main thread sleeps: a wait that is only about to begin would not be interrupted."""
-        deadline = time.monotonic() + PATIENCE
-        while Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        """Press Ctrl-C while the main thread sleeps."""
+        wait_until_asleep(self._pid)
         os.kill(self._pid, signal.SIGINT)
 
     def end(self) -> None:

@@ -2,6 +2,9 @@
 
 mutmut changes one thing at a time, and a test should fail. pyproject.toml's ``[tool.mutmut]`` lists modules and tests.
 A mutant that behaves as the original does can't be killed: name it in `EQUIVALENT`, by its changed line.
+
+Given names of modules, `make mutants MODULES="keys purge"`, it runs their mutants alone; with `MODULES=none`, none.
+The page is about all modules of which every mutant has been run.
 """
 
 from __future__ import annotations
@@ -19,11 +22,19 @@ LEAST = 0.95
 EQUIVALENT: dict[str, str] = {
     "text = unquote(kept, errors=None)": "what is no UTF-8 is replaced, and so differs when encoded",
     "text = unquote(kept, )": "what is no UTF-8 is replaced, and so differs when encoded",
+    'kept, cut, digest = segment.partition("XX~XX")': "neither the mark nor the hash holds anything encoded",
+    'super().__init__("".join(c if c.isprintable() else c.encode("UNICODE_ESCAPE").decode() for c in message))': (
+        "an encoding's name may be written in either case"
+    ),
+    "bound = (FIRST_THROTTLED_PAUSE if throttled else FIRST_PAUSE) * 2.0 ** min(failures, 17)": (
+        "sixteen doublings are above the longest pause already"
+    ),
     "broken.append(None)": "no batch is empty, so the error of each name in it is raised before",
     'return quote(text, safe="XX:XX").replace("~", "%7E")': "a letter is never quoted",
 }
 
 _KILLED = ("killed", "timeout")
+_NOT_RUN = "not checked"
 _HEAD = """# Mutants
 
 `make mutants` changes one thing at a time in the modules without I/O, runs their tests, and writes this page. Of the
@@ -60,8 +71,12 @@ def module(name: str) -> str:
 
 
 def main() -> int:
-    mutmut("run")
-    found = outcomes()
+    modules = sys.argv[1:]
+    if modules != ["none"]:
+        mutmut("run", *(f"async_state.{name}.*" for name in modules))
+    all_ = outcomes()
+    not_run = sorted({module(name) for name, outcome in all_.items() if outcome == _NOT_RUN})
+    found = {name: outcome for name, outcome in all_.items() if module(name) not in not_run}
     survivors = {name: changed_lines(name) for name, outcome in found.items() if outcome not in _KILLED}
     open_ = {name: lines for name, lines in survivors.items() if lines[1] not in EQUIVALENT}
     rows = []
@@ -71,6 +86,8 @@ def main() -> int:
         share = 1 - left / (count - equivalent)
         rows.append(f"| `{of}` | {count} | {count - equivalent - left} | {equivalent} | {left} | {share:.1%} |\n")
     parts = [_HEAD, *rows]
+    if not_run:
+        parts.append(f"\nNot run yet: {', '.join(f'`{name}`' for name in not_run)}.\n")
     if open_:
         parts.append("\n## Survivors\n\n")
         parts += [f"- `{name}`: `{before}` became `{after}`\n" for name, (before, after) in open_.items()]

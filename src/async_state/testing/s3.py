@@ -65,8 +65,8 @@ class FakeS3:
     intercept: Callable[[Request], Answer | None] | None = None
     _faults: list[Failing] = field(default_factory=list, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _connections: set[socket.socket] = field(default_factory=set, repr=False)
-    _fewer: threading.Condition = field(default_factory=threading.Condition, repr=False)
+    _connections: dict[socket.socket, object] = field(default_factory=dict, repr=False)
+    _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
     _listener: Any = field(default=None, repr=False)
 
     @property
@@ -134,13 +134,16 @@ class FakeS3:
             yield
 
     def wait_until_idle(self, seconds: float = 5) -> None:
-        """Wait until no connection to the server is open.
+        """Wait until no connection to the server is open, and none waits to be accepted.
 
         Raises:
             TimeoutError: one is, after so many seconds.
         """
-        with self._fewer:
-            if not self._fewer.wait_for(lambda: not self._connections, seconds):
+        # They are accepted in the order in which they were made.
+        with socket.create_connection(self._listener.server_address) as last, self._changed:
+            accepted = self._changed.wait_for(lambda: last.getsockname() in self._connections.values(), seconds)
+        with self._changed:
+            if not (accepted and self._changed.wait_for(lambda: not self._connections, seconds)):
                 raise TimeoutError(f"{len(self._connections)} connections to {self.url} are still open")
 
     def _fault_for(self, request: Request) -> Failing | None:
@@ -148,14 +151,15 @@ class FakeS3:
             self.requests.append(request)
             return next((failing for failing in self._faults if failing._takes(request)), None)
 
-    def _opened(self, connection: socket.socket) -> None:
-        with self._fewer:
-            self._connections.add(connection)
+    def _opened(self, connection: socket.socket, client: object) -> None:
+        with self._changed:
+            self._connections[connection] = client
+            self._changed.notify_all()
 
     def _closed(self, connection: socket.socket) -> None:
-        with self._fewer:
-            self._connections.discard(connection)
-            self._fewer.notify_all()
+        with self._changed:
+            self._connections.pop(connection, None)
+            self._changed.notify_all()
 
 
 @contextlib.contextmanager
@@ -195,7 +199,7 @@ def fake_s3(buckets: Iterable[str] = ("state",), *, keep_alive: bool = False) ->
 
         def setup(self) -> None:
             super().setup()
-            server._opened(self.connection)
+            server._opened(self.connection, self.client_address)
 
         def finish(self) -> None:
             try:

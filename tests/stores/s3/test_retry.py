@@ -170,6 +170,55 @@ async def test_the_last_error_is_raised_when_time_or_attempts_are_used_up() -> N
         await retry.until(asyncio.get_running_loop().time(), send, attempts, 0)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("code", "pauses"),
+    [
+        ("InternalError", [(0, 0.1), (0, 0.2), (0, 0.4), (0, 0.8), (0, 1.6), (0, 3.2), (0, 5), (0, 5)]),
+        ("SlowDown", [(0.1, 1), (0.1, 2), (0.1, 4), (0.1, 5)]),
+    ],
+)
+async def test_each_pause_may_take_twice_as_long_as_the_one_before(
+    monkeypatch: pytest.MonkeyPatch, code: str, pauses: list[tuple[float, float]]
+) -> None:
+    attempts, drawn, slept = Attempts(), list[tuple[float, float]](), list[float]()
+
+    def highest(least: float, most: float) -> float:
+        drawn.append((least, most))
+        return most
+
+    async def noted(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def send() -> None:
+        attempts.sent += 1
+        raise S3Error(code, "", status=503)
+
+    monkeypatch.setattr("random.uniform", highest)
+    monkeypatch.setattr(anyio, "sleep", noted)
+    with pytest.raises(S3Error):
+        await retry.until(anyio.current_time() + 1000, send, attempts, len(pauses) + 1)
+    assert drawn == pauses
+    assert slept == [most for _, most in pauses]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("left", "sent"), [(retry.LEAST_TIME, 2), (retry.LEAST_TIME / 2, 1)])
+async def test_another_request_is_sent_while_it_can_be_answered(
+    monkeypatch: pytest.MonkeyPatch, left: float, sent: int
+) -> None:
+    attempts = Attempts()
+
+    async def send() -> None:
+        attempts.sent += 1
+        raise S3Error("InternalError", "", status=503)
+
+    monkeypatch.setattr(anyio, "current_time", lambda: 0.0)
+    with pytest.raises(S3Error):
+        await retry.until(left, send, attempts, 2)
+    assert attempts.sent == sent
+
+
 @pytest.mark.parametrize(
     ("code", "status", "passes"),
     [
