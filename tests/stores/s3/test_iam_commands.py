@@ -263,6 +263,26 @@ def test_a_copy(sid: str, action: str, server: Server, run: Run, capsys: pytest.
         assert (code, target.left()) == (0, 2), err
 
 
+@pytest.mark.parametrize(("sid", "action"), [("", ""), *GRANTS])
+def test_a_check(
+    sid: str,
+    action: str,
+    server: Server,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("AIRFLOW__WORKERS__STATE_STORE_BACKEND", "async_state.AsyncStateBackend")
+    code = run(f"backend-{sid}-{action}" if sid else "backend", f"s3://{BUCKET}/{PREFIX}", "check", "-o", "json")
+    findings = json.loads(capsys.readouterr().out)
+    failed = {finding["check"]: finding["detail"] for finding in findings if finding["status"] == "fail"}
+    if sid:
+        assert code == 1
+        assert any(action in detail for detail in failed.values())
+    else:
+        assert (code, failed) == (0, {})
+
+
 def test_each_action_is_needed_by_something() -> None:
     assert {PUT, *set().union(*(command.needs for command in COMMANDS.values()))} == {action for _, action in GRANTS}
     assert {action for _, action in grants_of(OF_VERSIONS)} == {GET, DELETE, LIST, LIST_VERSIONS, DELETE_VERSION}
