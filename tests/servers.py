@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sysconfig
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def seaweedfs(directory: Path, configuration: Mapping[str, Any] | None = None) -
     ):
         try:
             anyio.run(wait_for_port, ports["s3.port"])
-            yield f"http://127.0.0.1:{ports['s3.port']}"
+            url = f"http://127.0.0.1:{ports['s3.port']}"
+            _wait_for_identity(url, configuration["identities"][0]["credentials"][0])
+            yield url
         finally:
             # To leave in good order takes it seconds, and leaves some of its sockets there all the same.
             process.kill()
@@ -72,6 +75,31 @@ def seaweedfs(directory: Path, configuration: Mapping[str, Any] | None = None) -
             for port in ports.values():
                 for socket_left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                     socket_left.unlink()
+
+
+def _wait_for_identity(url: str, credentials: Mapping[str, str], seconds: float = 300) -> None:
+    """Return once the server knows the credentials: it may listen before it has read its configuration."""
+    import boto3
+    from botocore.exceptions import ClientError
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name="us-east-1",
+        aws_access_key_id=credentials["accessKey"],
+        aws_secret_access_key=credentials["secretKey"],
+    )
+    deadline = time.monotonic() + seconds
+    with contextlib.closing(client):
+        while True:
+            try:
+                client.list_buckets()
+            except ClientError as e:
+                # It may list none, but then it is known.
+                if e.response["Error"]["Code"] == "InvalidAccessKeyId" and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+            return
 
 
 def free_ports(count: int) -> list[int]:
