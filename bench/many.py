@@ -2,8 +2,9 @@
 
     python -m bench.many [delay in ms, default 20] [keys, default 200]
 
-The store is moto's server behind a proxy that holds each answer back, each in a process of its own. The supervisor is a
-double that answers at once or after 5 ms. Rounds are interleaved.
+The store is `bench.server` in a process of its own, which answers after the delay. The supervisor is a double that
+answers at once or after 5 ms. The ideal is what the longer of the two takes by itself: the store ``max_concurrency``
+requests at a time, and the supervisor one question. Rounds are interleaved.
 """
 
 from __future__ import annotations
@@ -47,15 +48,6 @@ class Supervisor:
         return None
 
 
-def serve() -> None:
-    """Serve S3 until standard input ends."""
-    from async_state.testing import fake_s3
-
-    with fake_s3(["bench"]) as server:
-        print(server.url, flush=True)
-        sys.stdin.read()
-
-
 def measured(call: Callable[[Any], object], argument: Any) -> float:
     """Return the call's milliseconds."""
     begun = time.perf_counter()
@@ -73,13 +65,13 @@ def main(delay_ms: float, count: int) -> None:
 
     logging.disable(logging.INFO)
     os.environ |= {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
-    run = [sys.executable, "-m"]
-    server = subprocess.Popen([*run, "bench.many", "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    host, _, port = server.stdout.readline().strip().removeprefix("http://").partition(":")  # type: ignore[union-attr]
-    proxy = subprocess.Popen([*run, "bench.delay", host, port, str(delay_ms)], stdout=subprocess.PIPE, text=True)
-    endpoint = f"http://127.0.0.1:{proxy.stdout.readline().strip()}"  # type: ignore[union-attr]
+    command = [sys.executable, "-m", "bench.server", str(delay_ms)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    endpoint = f"http://127.0.0.1:{server.stdout.readline().strip()}"  # type: ignore[union-attr]
     values = {f"key-{n}": n for n in range(count)}
     found: dict[str, list[float]] = {}
+    waves = -(-count // Settings().max_concurrency) * delay_ms
+    ideals: dict[str, float] = {}
     try:
         with AsyncStateBackend(Settings(url="s3://bench/many", endpoint_url=endpoint)) as backend:
             compat.worker_backend = lambda: backend
@@ -91,18 +83,21 @@ def main(delay_ms: float, count: int) -> None:
                     with set_supervisor_comms(Supervisor(ms / 1000)):
                         state.set("warm", 1)
                         told = f"supervisor {ms} ms"
-                        found.setdefault(f"set_many, {told}", []).append(measured(state.set_many, values))
-                        found.setdefault(f"get_many, {told}", []).append(measured(state.get_many, values))
+                        for call in state.set_many, state.get_many:
+                            what = f"{call.__name__}, {told}"
+                            ideals[what] = max(waves, ms * count)
+                            found.setdefault(what, []).append(measured(call, values))
                 alone = found.setdefault("the store's part of set_many", [])
                 alone.append(measured(asyncio.run, write(backend, scope, values)))
-        ideal = -(-count // Settings().max_concurrency) * delay_ms
     finally:
-        proxy.kill()
         server.kill()
-    print(f"{count} keys at {delay_ms:g} ms a request, {ROUNDS} rounds; ideal {ideal:g} ms: median (least to most)")
+    print(f"{count} keys at {delay_ms:g} ms a request, {ROUNDS} rounds: median (least to most)")
     for what, times in found.items():
-        middle = statistics.median(times)
-        print(f"{what:30} {middle:6.0f} ms ({min(times):.0f} to {max(times):.0f}), {middle / ideal:.2f} x the ideal")
+        middle, ideal = statistics.median(times), ideals.get(what, waves)
+        print(
+            f"{what:30} {middle:6.0f} ms ({min(times):.0f} to {max(times):.0f}), {middle / ideal:.2f} x the ideal, "
+            f"which is {ideal:g} ms"
+        )
 
 
 async def write(backend: Any, scope: Any, values: dict[str, int]) -> None:
@@ -112,8 +107,5 @@ async def write(backend: Any, scope: Any, values: dict[str, int]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["serve"]:
-        serve()
-    else:
-        given = sys.argv[1:]
-        main(float(given[0]) if given else 20, int(given[1]) if len(given) > 1 else 200)
+    given = sys.argv[1:]
+    main(float(given[0]) if given else 20, int(given[1]) if len(given) > 1 else 200)

@@ -1,9 +1,9 @@
-"""An S3 server in one process's memory, for clears of up to a million keys: ``python -m bench.server``.
+"""An S3 server in one process's memory, for clears of up to a million keys: ``python -m bench.server [ms]``.
 
 rclone's server, which the other measures use, keeps a file for each object, takes minutes to make a hundred thousand of
 them, and loses objects while many are deleted at once. This one answers what clients send to put, get, list and delete,
 in any bucket, and checks no signature. It is told over HTTP what no S3 has: to fill a prefix, to fail for a while, and
-how many requests came.
+how many requests came. With a number, it answers each request so many milliseconds later.
 
 ===============================  ==============================================
 ``POST /_fill?prefix=&count=``   make ``count`` objects below ``prefix``
@@ -19,6 +19,7 @@ import asyncio
 import bisect
 import html
 import re
+import sys
 import time
 from collections.abc import Iterator
 from urllib.parse import parse_qsl, quote, unquote
@@ -182,8 +183,9 @@ def _shown(keys: list[str], encoded: bool) -> list[str]:
 class _Connection(asyncio.Protocol):
     """One client's connection: requests with a Content-Length, one after the other, kept open."""
 
-    def __init__(self, s3: S3) -> None:
+    def __init__(self, s3: S3, delay: float) -> None:
         self._s3 = s3
+        self._delay = delay
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
         self._continued = False
@@ -209,20 +211,26 @@ class _Connection(asyncio.Protocol):
             method, target, _ = lines[0].split(" ")
             status, more, content = self._s3.answer(method, target, body)
             head = f"HTTP/1.1 {status} -\r\nContent-Length: {len(content)}\r\nx-amz-request-id: 0\r\n{more}\r\n"
-            self._write(head.encode() + (b"" if method == "HEAD" else content))
+            answer = head.encode() + (b"" if method == "HEAD" else content)
+            if self._delay:
+                asyncio.get_running_loop().call_later(self._delay, self._write, answer)
+            else:
+                self._write(answer)
 
     def _write(self, data: bytes) -> None:
         assert self._transport is not None
         self._transport.write(data)
 
 
-async def serve() -> None:
-    """Answer on a free port, which is printed, until the process ends."""
+async def serve(delay: float) -> None:
+    """Answer ``delay`` seconds after each request on a free port, which is printed, until the process ends."""
     s3 = S3()
-    server = await asyncio.get_running_loop().create_server(lambda: _Connection(s3), "127.0.0.1", 0, backlog=1024)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _Connection(s3, delay), "127.0.0.1", 0, backlog=1024
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    asyncio.run(serve(float(sys.argv[1]) / 1000 if len(sys.argv) > 1 else 0))
