@@ -355,6 +355,8 @@ def test_what_is_set_below_the_target_after_the_look_is_kept(
     source, target = s3
     ours = fill_both(source, target) if was_there else source.fill()
     name = name_of(source)
+    # Else the second copy could not tell that the target's is newer.
+    wait_for_the_next_second()
     asked = itertools.count()
 
     def set_first(exchange: Exchange) -> Answer:

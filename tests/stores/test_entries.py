@@ -87,7 +87,9 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         place = Place(kind, f"s3://{kind.replace(' ', '-')}", url)
         with contextlib.closing(place.client()) as client, pytest.MonkeyPatch.context() as patch:
             name = place.root.removeprefix("s3://")
-            client.create_bucket(Bucket=name)
+            # An answer that was lost is asked for again.
+            with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+                client.create_bucket(Bucket=name)
             if "versions" in kind:
                 client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
             if "client" in kind:
@@ -155,8 +157,8 @@ async def test_a_listing_of_everything_is_in_the_order_of_names(store: Store, pl
 
     async def listed(prefix: str) -> list[str]:
         found = [entry.name for entry in await entries(store, prefix)]
-        # It lists a directory beside what has its name and more.
-        return sorted(found) if place.kind.startswith("seaweedfs") else found
+        # SeaweedFS lists a directory beside what has its name and more, and rclone did so up to 1.70.
+        return sorted(found) if place.kind.startswith(("seaweedfs", "rclone")) else found
 
     assert await listed("") == sorted(names)
     assert await listed("v1/t/") == ["v1/t/a-b", "v1/t/a/b", "v1/t/a0", "v1/t/é"]

@@ -85,7 +85,7 @@ async def copy(
 ) -> bool:
     """Copy an object with its metadata over what was seen, and return whether S3 could, and was allowed to.
 
-    A store may ignore the condition, and so do releases of botocore that do not know it.
+    A store may ignore the condition, and releases of botocore that do not know it send none.
 
     Args:
         s3: of the bucket to copy to.
@@ -95,9 +95,13 @@ async def copy(
         seen: what is copied over, or ``None``. What is there meanwhile stays.
     """
 
+    model: Any = s3.client.meta.service_model.operation_model("CopyObject")
+    known = model.input_shape.members
+
     async def send(condition: Mapping[str, str]) -> None:
         with error_of("CopyObject"):
-            named: Any = {"CopySource": source, **arguments, **condition}
+            sent = {name: value for name, value in condition.items() if name in known}
+            named: Any = {"CopySource": source, **arguments, **sent}
             await s3.client.copy_object(Bucket=s3.bucket, Key=key, **named)
 
     try:
