@@ -85,6 +85,7 @@ def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
             args = definition.parser().parse_args(["check", "--output", "json"])
             with pytest.raises(SystemExit) as ended:
                 args.func(args)
+        plugins_manager._get_plugins.cache_clear()
         assert isinstance(ended.value.code, int)
         return Checked.of(ended.value.code, capsys.readouterr().out)
 

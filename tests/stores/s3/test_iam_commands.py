@@ -273,6 +273,8 @@ def test_a_check(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("AIRFLOW__WORKERS__STATE_STORE_BACKEND", "async_state.AsyncStateBackend")
+    # Whether they are patched in this process depends on the tests before.
+    monkeypatch.setenv("AIRFLOW__ASYNC_STATE__PATCH_ACCESSORS", "False")
     code = run(f"backend-{sid}-{action}" if sid else "backend", f"s3://{BUCKET}/{PREFIX}", "check", "-o", "json")
     findings = json.loads(capsys.readouterr().out)
     failed = {finding["check"]: finding["detail"] for finding in findings if finding["status"] == "fail"}
