@@ -16,6 +16,7 @@ from airflow.sdk import plugins_manager
 
 from async_state import compat
 from async_state.cli import definition, runner
+from async_state.stores.s3 import _botocore
 from async_state.testing import FakeS3, faults
 from tests import servers
 from tests.stores.s3 import tls
@@ -70,6 +71,8 @@ class Check(Protocol):
 def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Check:
     # The tests import Airflow without setting it up.
     monkeypatch.setattr("airflow.sdk.plugins_manager.settings.PLUGINS_FOLDER", str(tmp_path / "plugins"))
+    # What other tests took away from the fast path is told for good.
+    monkeypatch.setattr(_botocore, "_warned", set())
     # It replaces the root logger's handlers, which are pytest's here.
     monkeypatch.setattr(runner, "_log_to_stderr", lambda **_: None)
 
