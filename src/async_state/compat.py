@@ -94,6 +94,18 @@ def worker_backend() -> Any:
     return _get_worker_state_store_backend()
 
 
+def configured_backend() -> Any:
+    """Return what ``[workers] state_store_backend`` names, without making one, or ``None`` if the option is empty.
+
+    Raises:
+        ImportError: It can't be imported.
+    """
+    from airflow.sdk._shared.module_loading import import_string
+
+    name = airflow_conf().get("workers", "state_store_backend", fallback="")
+    return import_string(name) if name else None
+
+
 def own_worker_backend() -> AsyncStateBackend:
     """Return the worker's state-store backend if it is this package's.
 

@@ -45,13 +45,12 @@ def configured() -> Settings | None:
     name = conf.get("workers", "state_store_backend", fallback="")
     if not name:
         return None
-    from airflow.sdk._shared.module_loading import import_string
-
+    from async_state import compat
     from async_state.backend import AsyncStateBackend
     from async_state.settings import Settings
 
     try:
-        backend = import_string(name)
+        backend = compat.configured_backend()
         return Settings.from_conf(conf) if issubclass(backend, AsyncStateBackend) else None
     except ImportError as e:
         # The module may be next to the DAGs. If it can't be imported at its first use either, Airflow says so.
@@ -84,10 +83,8 @@ def _before_command(**_: Any) -> None:
         if component != "api-server":
             _warn_of_references()
         return
-    if component != "api-server":
-        local = local_files(settings.url)
-        if local:
-            log.warning("%s", local)
+    if component != "api-server" and (local := local_files(settings.url)):
+        log.warning("%s", local)
     if not settings.url.startswith("memory://"):
         from async_state import ownership
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -42,6 +43,9 @@ _MAP_INDEX: Final = re.compile(r"-1|0|[1-9][0-9]{0,9}")
 
 #: The longest name that can follow a base URL: three identifiers, region, map index, side and key.
 MAX_NAME_BYTES: Final = len("v1/task//////") + 3 * _ID_BYTES + 37 + 10 + len("worker") + _KEY_BYTES
+
+#: Names of what is put there to try a store out, and deleted at once. No state has such names.
+PROBES: Final = "v1/check/"
 
 
 class Side(str, enum.Enum):
@@ -81,6 +85,11 @@ class Place:
     region: str = ""
     asset_by: str = ""
     asset: str = ""
+
+
+def probe_name() -> str:
+    """Return a name below `PROBES` that nobody else uses."""
+    return f"{PROBES}{secrets.token_hex(16)}"
 
 
 def check_key(key: object) -> str:

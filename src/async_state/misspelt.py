@@ -1,6 +1,6 @@
-"""Options that were set and can't take effect, as a misspelt one can't.
+"""Where options are set, and which of them can't take effect, as a misspelt one can't.
 
-Were they ignored, tasks would use a default in their place: AWS instead of the endpoint, say.
+Were these ignored, tasks would use a default in their place: AWS instead of the endpoint, say.
 """
 
 from __future__ import annotations

@@ -106,11 +106,8 @@ class Objects:
     async def operation(self, name: OperationName, base: str = "") -> AsyncIterator[Operation]:
         """Hold a slot for the block, in which one operation is done. As `measured` and `slot`."""
         with self.measured(name, base) as operation:
-            slot = await self._take_slot()
-            try:
+            async with self.slot():
                 yield operation
-            finally:
-                await slot.__aexit__(None, None, None)
 
     async def fetch(self, base: str, name: str, operation: Operation) -> bytes | None:
         """Return the content of the object ``name`` below ``base``, or ``None`` if there is none.

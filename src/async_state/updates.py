@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from async_state import codec, iothread
 from async_state.errors import ConflictError, InvalidValueError
-from async_state.objects import Objects, Operation
+from async_state.objects import Objects
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -84,50 +84,38 @@ async def update(
     """
     with objects.measured("update") as operation:
         operation.until = time.monotonic() + timeout
-        return await _update(objects, name, rows, function, default, timeout, operation)
-
-
-async def _update(
-    objects: Objects,
-    name: str,
-    rows: Rows,
-    function: Callable[[Any], JsonValue],
-    default: JsonValue,
-    timeout: float,
-    operation: Operation,
-) -> JsonValue:
-    for conflicts in count():
-        async with objects.slot():
-            found = await objects.read_tagged(name, operation)
-        text, seen = found or (None, None)
-        value = None if text is None else await _load(text)
-        row = await rows.read()
-        if row.here:
-            value = function(default if value is None else value)
-            if value is None:
-                raise InvalidValueError("the function of an update must not return None; delete the key instead")
-            text = await _dump(value)
-        else:
-            elsewhere = await _dump(row.value)
-            if text is not None and await _dump(value) == elsewhere:
+        for conflicts in count():
+            async with objects.slot():
+                found = await objects.read_tagged(name, operation)
+            text, seen = found or (None, None)
+            value = None if text is None else await _load(text)
+            row = await rows.read()
+            if row.here:
+                value = function(default if value is None else value)
+                if value is None:
+                    raise InvalidValueError("the function of an update must not return None; delete the key instead")
+                text = await _dump(value)
+            else:
+                elsewhere = await _dump(row.value)
+                if text is not None and await _dump(value) == elsewhere:
+                    await rows.refer()
+                    continue
+                text = elsewhere
+            async with objects.slot():
+                written = await objects.write_if_unchanged(name, text, seen, operation)
+            if written and row.here:
+                return value
+            if written:
                 await rows.refer()
-                continue
-            text = elsewhere
-        async with objects.slot():
-            written = await objects.write_if_unchanged(name, text, seen, operation)
-        if written and row.here:
-            return value
-        if written:
-            await rows.refer()
-        else:
-            pause = _pause(conflicts)
-            if time.monotonic() + pause >= operation.until:
-                break
-            await objects.pause(pause)
-    raise ConflictError(
-        f"could not update {name} within {timeout:g} s: others wrote it {conflicts + 1} times before this one did. "
-        "Raise [async_state] timeout, or have fewer tasks update one key"
-    )
+            else:
+                pause = _pause(conflicts)
+                if time.monotonic() + pause >= operation.until:
+                    break
+                await objects.pause(pause)
+        raise ConflictError(
+            f"could not update {name} within {timeout:g} s: others wrote it {conflicts + 1} times before this one did. "
+            "Raise [async_state] timeout, or have fewer tasks update one key"
+        )
 
 
 def _pause(conflicts: int) -> float:

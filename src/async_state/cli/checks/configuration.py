@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from async_state import components, misspelt
+from async_state import compat, components, misspelt
 from async_state.cli.checks import Finding, fail, ok, warn
 from async_state.settings import SECTION, Settings, problems
 
@@ -36,20 +36,18 @@ def of_airflow(conf: Any) -> Iterator[Finding]:
 
 
 def _backend(conf: Any) -> Finding:
-    from airflow.sdk._shared.module_loading import import_string
-
     from async_state.backend import AsyncStateBackend
 
     check = "[workers] state_store_backend"
     name = conf.get("workers", "state_store_backend", fallback="")
     source = misspelt.source(conf, "workers", "state_store_backend")
     advice = "Set it to async_state.AsyncStateBackend in every component that runs tasks, triggers or watchers"
-    if not name:
-        return fail(check, "not set: what runs here gets references instead of values", advice)
     try:
-        backend = import_string(name)
+        backend = compat.configured_backend()
     except ImportError as e:
         return fail(check, f"{name} ({source}) can't be imported: {e}", advice)
+    if backend is None:
+        return fail(check, "not set: what runs here gets references instead of values", advice)
     if not (isinstance(backend, type) and issubclass(backend, AsyncStateBackend)):
         return fail(check, f"{name} ({source}) is another backend", advice)
     return ok(check, f"{name} ({source})")

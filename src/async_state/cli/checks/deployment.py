@@ -30,7 +30,7 @@ async def check(settings: Settings, store: Store, timeout: float, add: Add) -> N
     add(ok("owner", f"{ownership.named(found)}, since {found.get('since')}"))
     add(_clears(found))
     for component, options in found.get("options", {}).items():
-        add(_options(component, options, ownership.options_of(settings)))
+        add(_options(component, options, claim.options))
 
 
 def _clears(found: dict[str, Any]) -> Finding:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from collections.abc import Awaitable
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
+from async_state import keys
 from async_state.cli.checks import Add, Finding, fail, ok, warn
 from async_state.errors import AsyncStateError, ConditionsError
 from async_state.stores.base import Store
 
 T = TypeVar("T")
 
-#: No state has such names, and no sweep takes them for it.
-_PREFIX = "v1/check/"
 #: From so many seconds on, a clock is wrong: S3 refuses what was signed 15 minutes ago.
 _SKEW = 60
 
@@ -113,12 +111,12 @@ class Probe:
             self._add(ok("conditional deletes", "obeyed: a sweep spares what is written meanwhile"))
 
     def _name(self) -> str:
-        name = f"{_PREFIX}{secrets.token_hex(16)}"
+        name = keys.probe_name()
         self._left.add(name)
         return name
 
     async def _list(self) -> set[str]:
-        pages = self._store.entries(_PREFIX, timeout=self._timeout)
+        pages = self._store.entries(keys.PROBES, timeout=self._timeout)
         return {entry.name async for page in pages for entry in page}
 
     async def _delete(self, *names: str) -> None:

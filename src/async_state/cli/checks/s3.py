@@ -56,7 +56,7 @@ async def check(options: S3Options, timeout: float, add: Add) -> bool:
         add(fail(subject, str(e)))
         return False
     # Where not even the bucket can be asked, the operations that follow say why.
-    if any(answer.is_known or answer.is_unknown or answer.is_denied for answer in (versioning, lifecycle, lock)):
+    if any(not answer.refused or answer.is_unknown or answer.is_denied for answer in (versioning, lifecycle, lock)):
         rules = [rule for rule in lifecycle.found.get("Rules", ()) if rule.get("Status") == "Enabled"]
         add(_versioning(versioning, rules, options.prefix))
         for finding in _lifecycle(lifecycle, rules, options.prefix):

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from async_state.stores.base import Details
 from async_state.stores.s3.client import Client, entry, error_of
-from async_state.stores.s3.errors import OF_VERSIONS, is_not_implemented, is_of_credentials, is_retryable
+from async_state.stores.s3.errors import OF_VERSIONS, is_conflict, is_not_implemented, is_of_credentials, is_retryable
 from async_state.stores.s3.operations import S3Error
 
 #: S3's limit on the keys of one DeleteObjects request.
@@ -94,7 +94,6 @@ async def copy(
         arguments: those of PutObject.
         seen: what is copied over, or ``None``. What is there meanwhile stays.
     """
-
     model: Any = s3.client.meta.service_model.operation_model("CopyObject")
     known = model.input_shape.members
 
@@ -134,8 +133,8 @@ async def _conditionally(send: Callable[[Mapping[str, str]], Awaitable[None]], s
     try:
         await send({"IfMatch": f'"{seen.entry.etag}"'} if seen else {"IfNoneMatch": "*"})
     except S3Error as e:
-        # AWS says that there is no such key where what was seen is gone.
-        if e.status == 412 or e.code == "PreconditionFailed" or (seen is not None and e.code == "NoSuchKey"):
+        # AWS says that there is no such key where what was seen is gone, and also where there is nothing to copy.
+        if is_conflict(e) and (seen is not None or e.code != "NoSuchKey"):
             return
         if not is_not_implemented(e):
             raise

@@ -12,6 +12,7 @@ from typing import Final, Protocol, TypeVar
 
 import anyio
 
+from async_state import keys
 from async_state.errors import ConditionsError
 from async_state.stores.base import CHECKSUM, checksum
 from async_state.stores.s3.errors import is_conflict
@@ -85,7 +86,7 @@ class Conditions:
             ConditionsError: It does not obey.
         """
         ends = anyio.current_time() + timeout
-        name = f"v1/check/{secrets.token_hex(16)}"
+        name = keys.probe_name()
         key, arguments = self._options.prefix + name, self._options.put_arguments_of("")
 
         async def refuses(condition: dict[str, str]) -> bool:

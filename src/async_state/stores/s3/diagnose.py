@@ -7,10 +7,10 @@ import logging
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import anyio
@@ -22,9 +22,12 @@ from async_state.stores.s3 import _botocore
 from async_state.stores.s3.bucket import Bucket, open_bucket
 from async_state.stores.s3.client import error_of
 from async_state.stores.s3.endpoint import is_proxied
-from async_state.stores.s3.errors import is_not_implemented, map_exceptions
+from async_state.stores.s3.errors import is_denied, is_not_implemented, map_exceptions
 from async_state.stores.s3.operations import Attempts, S3Error, attempts, count_attempt
 from async_state.stores.s3.options import S3Options
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,6 @@ _PROVIDERS: Final = {
 }
 #: Answers that say that nothing is configured.
 _NONE: Final = frozenset({"NoSuchLifecycleConfiguration", "ObjectLockConfigurationNotFoundError"})
-_DENIED: Final = frozenset({"AccessDenied", "HTTP 403"})
 
 
 class Tls(NamedTuple):
@@ -75,21 +77,13 @@ class Answer:
         found: Its configuration, as botocore parses it; empty where there is none.
         refused: Why the store does not tell, or an empty string.
         is_unknown: Whether the store has no such setting at all.
+        is_denied: Whether these credentials may not ask for it.
     """
 
     found: Mapping[str, Any]
     refused: str = ""
     is_unknown: bool = False
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the store has told it."""
-        return not self.refused
-
-    @property
-    def is_denied(self) -> bool:
-        """Whether these credentials may not ask for it."""
-        return self.refused in _DENIED
+    is_denied: bool = False
 
 
 class Diagnosis:
@@ -98,15 +92,19 @@ class Diagnosis:
     Args:
         options: The store's.
         bucket: Open.
-        url: Where its requests go.
+        client: Its client.
         timeout: Seconds for each question.
+
+    Attributes:
+        url: Where the bucket's requests go.
     """
 
-    def __init__(self, options: S3Options, bucket: Bucket, url: str, timeout: float) -> None:
+    def __init__(self, options: S3Options, bucket: Bucket, client: S3Client, timeout: float) -> None:
         self._options = options
         self._bucket = bucket
+        self._client = client
         self._timeout = timeout
-        self.url = url
+        self.url = bucket.direct.endpoint.bucket_url if bucket.direct else client.meta.endpoint_url
 
     @property
     def provider(self) -> str:
@@ -129,11 +127,10 @@ class Diagnosis:
 
     async def place(self) -> Place:
         """Return where the bucket is, if the store says."""
-        client = (await self._bucket.client()).client
         answer: Mapping[str, Any] = {}
         try:
             with anyio.fail_after(self._timeout):
-                answer = await client.head_bucket(Bucket=self._options.bucket)
+                answer = await self._client.head_bucket(Bucket=self._options.bucket)
         except ClientError as e:
             # Also an answer that denies everything else tells the region.
             answer = e.response
@@ -142,7 +139,7 @@ class Diagnosis:
             log.debug("The bucket's region is not known: %s: %s", type(e).__name__, e)
         metadata = answer.get("ResponseMetadata", {})
         region = metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
-        return Place(metadata.get("HTTPStatusCode") == 404, client.meta.region_name, region)
+        return Place(metadata.get("HTTPStatusCode") == 404, self._client.meta.region_name, region)
 
     async def tls(self) -> Tls | None:
         """Connect to the endpoint, and return its encryption; ``None`` for one without.
@@ -171,19 +168,17 @@ class Diagnosis:
 
     async def versioning(self) -> Answer:
         """Return the answer to GetBucketVersioning."""
-        client = (await self._bucket.client()).client
-        return await self._setting("GetBucketVersioning", client.get_bucket_versioning(Bucket=self._options.bucket))
+        asked = self._client.get_bucket_versioning(Bucket=self._options.bucket)
+        return await self._setting("GetBucketVersioning", asked)
 
     async def lifecycle(self) -> Answer:
         """Return the answer to GetBucketLifecycleConfiguration."""
-        client = (await self._bucket.client()).client
-        asked = client.get_bucket_lifecycle_configuration(Bucket=self._options.bucket)
+        asked = self._client.get_bucket_lifecycle_configuration(Bucket=self._options.bucket)
         return await self._setting("GetBucketLifecycleConfiguration", asked)
 
     async def object_lock(self) -> Answer:
         """Return the answer to GetObjectLockConfiguration."""
-        client = (await self._bucket.client()).client
-        asked = client.get_object_lock_configuration(Bucket=self._options.bucket)
+        asked = self._client.get_object_lock_configuration(Bucket=self._options.bucket)
         return await self._setting("GetObjectLockConfiguration", asked)
 
     async def _setting(self, operation: str, asked: Awaitable[Any]) -> Answer:
@@ -193,7 +188,8 @@ class Diagnosis:
         except S3Error as e:
             if e.code in _NONE:
                 return Answer({})
-            return Answer({}, e.code or f"HTTP {e.status}", is_unknown=is_not_implemented(e))
+            why = e.code or f"HTTP {e.status}"
+            return Answer({}, why, is_unknown=is_not_implemented(e), is_denied=is_denied(e))
         # It is not worth the check that one of these fails in any other way.
         except Exception as e:
             return Answer({}, type(e).__name__)
@@ -213,26 +209,15 @@ async def diagnosis(options: S3Options, timeout: float) -> AsyncIterator[Diagnos
     made = Attempts()
     token = attempts.set(made)
     try:
-        async with _opened(options, timeout, made) as bucket:
-            client = (await bucket.client()).client
-            url = bucket.direct.endpoint.bucket_url if bucket.direct else client.meta.endpoint_url
-            yield Diagnosis(options, bucket, url, timeout)
+        async with AsyncExitStack() as stack:
+            with map_exceptions(f"find credentials for {options.url('')}", options.where, made):
+                with anyio.move_on_after(timeout) as scope:
+                    bucket = await stack.enter_async_context(open_bucket(options))
+                if scope.cancelled_caught:
+                    raise StoreTimeoutError(
+                        f"botocore found no credentials within {timeout:g} s: check the service that gives them (STS, "
+                        "instance metadata), or name an Airflow connection in [async_state] aws_conn_id"
+                    )
+            yield Diagnosis(options, bucket, (await bucket.client()).client, timeout)
     finally:
         attempts.reset(token)
-
-
-@asynccontextmanager
-async def _opened(options: S3Options, timeout: float, made: Attempts) -> AsyncIterator[Bucket]:
-    opening = open_bucket(options)
-    with map_exceptions(f"find credentials for {options.url('')}", options.where, made):
-        with anyio.move_on_after(timeout) as scope:
-            bucket = await opening.__aenter__()
-        if scope.cancelled_caught:
-            raise StoreTimeoutError(
-                f"botocore found no credentials within {timeout:g} s: check the service that gives them (STS, "
-                "instance metadata), or name an Airflow connection in [async_state] aws_conn_id"
-            )
-    try:
-        yield bucket
-    finally:
-        await opening.__aexit__(None, None, None)

@@ -37,6 +37,8 @@ _BAD_CREDENTIALS: Final = frozenset(
         "UnrecognizedClientException",
     }
 )
+#: The signature is of another time than the store's.
+_SKEWED: Final = "RequestTimeTooSkewed"
 _WRONG_REGION: Final = frozenset(
     {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "TemporaryRedirect"}
 )
@@ -132,6 +134,13 @@ def is_of_credentials(e: Exception) -> bool:
         return e.code in _BAD_CREDENTIALS
     # botocore's words for credentials that were renewed and have ended all the same.
     return isinstance(e, RuntimeError) and "credentials" in str(e)
+
+
+def is_denied(e: Exception) -> bool:
+    """Tell whether the credentials are accepted, and may not do what was asked."""
+    if not isinstance(e, S3Error) or e.code in _BAD_CREDENTIALS or e.code == _SKEWED:
+        return False
+    return e.code in _DENIED or e.status in (401, 403)
 
 
 def is_of_certificates(e: Exception) -> bool:
@@ -238,14 +247,14 @@ def _of_credentials_service(e: S3Error) -> tuple[type[StoreError], str] | None:
 def _of_answer(e: S3Error, outage: str) -> tuple[type[StoreError], str]:
     if e.code == "NoSuchBucket":
         return StoreError, "Create the bucket, or correct [async_state] url"
-    if e.code in _BAD_CREDENTIALS or e.code == "RequestTimeTooSkewed":
+    if e.code in _BAD_CREDENTIALS or e.code == _SKEWED:
         return StoreCredentialsError, _RENEW
-    if (e.code in _DENIED or e.status in (401, 403)) and e.operation == OF_VERSIONS:
+    if is_denied(e) and e.operation == OF_VERSIONS:
         return StoreAccessError, (
             "The bucket keeps versions, all of which a sweep deletes: grant s3:ListBucketVersions on the bucket and "
             "s3:DeleteObjectVersion on the objects"
         )
-    if e.code in _DENIED or e.status in (401, 403):
+    if is_denied(e):
         return StoreAccessError, (
             "Grant s3:GetObject, s3:PutObject and s3:DeleteObject on the objects and s3:ListBucket on the bucket "
             "(without s3:ListBucket, S3 calls a missing object a denied one), and kms:GenerateDataKey and "
