@@ -180,14 +180,17 @@ def test_the_page_names_what_is_sent() -> None:
     assert set(named) == {*sent, "async_state.telemetry.dropped"}
 
 
-def test_state_by_scope_is_measured(
-    metrics: Metrics, opened: BackendOf, monkeypatch: pytest.MonkeyPatch, task: TaskScope
-) -> None:
-    """What a trigger does to its task's state, beside what `every_operation` does."""
+@pytest.fixture
+def state(metrics: Metrics, opened: BackendOf, monkeypatch: pytest.MonkeyPatch, task: TaskScope) -> StateStore:
+    """State by scope, in which a task has set ``k`` to 0."""
     backend = opened(Settings(url=f"memory://{task.dag_id}"))
     monkeypatch.setattr(compat, "worker_backend", lambda: backend)
-    backend.serialize_task_state_store_to_ref(value=1, key="k", scope=task)
-    state = StateStore(task)
+    backend.serialize_task_state_store_to_ref(value=0, key="k", scope=task)
+    return StateStore(task)
+
+
+def test_state_by_scope_is_measured(metrics: Metrics, state: StateStore) -> None:
+    """What a trigger does to its task's state, beside what `every_operation` does."""
     state.set("k", 2)
     assert state.get("k") == 2
     points = metrics.points()
@@ -197,13 +200,7 @@ def test_state_by_scope_is_measured(
     assert counts == {"exists": 1, "serialize": 2, "deserialize": 1}
 
 
-def test_an_update_is_one_operation_however_often_it_is_tried(
-    metrics: Metrics, opened: BackendOf, monkeypatch: pytest.MonkeyPatch, task: TaskScope
-) -> None:
-    backend = opened(Settings(url=f"memory://{task.dag_id}"))
-    monkeypatch.setattr(compat, "worker_backend", lambda: backend)
-    backend.serialize_task_state_store_to_ref(value=0, key="k", scope=task)
-    state = StateStore(task)
+def test_an_update_is_one_operation_however_often_it_is_tried(metrics: Metrics, state: StateStore) -> None:
     tries: list[int] = []
 
     def meet_others(value: Any) -> Any:

@@ -28,7 +28,7 @@ import pytest
 
 from async_state.testing import REGION, Answer, FakeS3, Request
 from tests.airflow.airflow_services import processes_of_session
-from tests.airflow.dags.async_worker import Run
+from tests.airflow.dags.async_worker import Run, environment_of
 
 DAGS = Path(__file__).parent / "dags"
 EXAMPLE = "example_task_state_store_async"
@@ -184,23 +184,11 @@ def tasks(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Task
         connected(moto, "database", patch=True),
         connected(moto, "database", patch=False),
     ]
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        # A supervisor that just misses the end of its task waits so many seconds before it looks again.
-        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
     made = Tasks(home, moto)
     moto.intercept = made.intercept
     worker = subprocess.Popen(
         [sys.executable, DAGS / "async_worker.py"],
-        env=environment,
+        env=environment_of(home),
         cwd=home,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

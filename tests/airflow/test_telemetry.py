@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.airflow.dags.async_worker import Run
+from tests.airflow.dags.async_worker import Run, environment_of
 
 DAGS = Path(__file__).parent / "dags"
 PAGE = Path(__file__).parents[2] / "docs" / "telemetry.md"
@@ -82,12 +81,7 @@ def collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collector]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(home),
-            "AIRFLOW_HOME": str(home),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+            **environment_of(home),
             **state,
             # All that a process has counted is sent once, when it ends.
             "OTEL_METRIC_EXPORT_INTERVAL": "3600000",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from async_state.cli import definition, runner
 from async_state.stores.s3 import _botocore
 from async_state.testing import FakeS3, faults
 from tests import servers
+from tests.cli.test_keys import in_process
 from tests.stores.s3 import tls
 
 if TYPE_CHECKING:
@@ -95,12 +95,6 @@ def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
     return run
 
 
-def in_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "async_state", "check", *arguments]
-    given = {**os.environ, **OURS, **environment}
-    return subprocess.run(command, env=given, check=False, capture_output=True, text=True)
-
-
 def of_moto(moto: FakeS3, url: str, **options: str) -> dict[str, str]:
     given = {"url": url, "endpoint_url": moto.url, **options}
     return {f"{OPTION}{name.upper()}": value for name, value in given.items()}
@@ -133,7 +127,7 @@ def test_a_table_for_people(moto: FakeS3, tmp_path: Path) -> None:
     (tmp_path / "airflow.cfg").write_text("[async_state]\nurl = s3://none/table\ntimeout = 7\n")
     given = {**of_moto(moto, ""), f"{OPTION}TIMEOUT": "8", "AIRFLOW_CONFIG": str(tmp_path / "airflow.cfg")}
     del given[f"{OPTION}URL"]
-    done = in_process(**given)
+    done = in_process("check", environment={**os.environ, **OURS, **given})
     assert done.returncode == 1
     assert done.stderr == ""
     lines = done.stdout.splitlines()

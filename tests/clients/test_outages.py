@@ -29,7 +29,7 @@ import pytest
 
 from async_state.testing import REGION, Answer, FakeS3, Request, faults
 from tests.airflow.airflow_services import processes_of_session
-from tests.airflow.dags.async_worker import Run
+from tests.airflow.dags.async_worker import Run, environment_of
 from tests.clients.fakes import Fake, Glue, Livy, Model
 
 pytest.importorskip("airflow.providers.apache.livy", reason="the dependency group clients is not installed")
@@ -230,20 +230,9 @@ def scenes(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def work(home: Path, runs: list[Run]) -> None:
     """Run the scenes' tasks until all have ended."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        # A supervisor that just misses the end of its task waits so many seconds before it looks again.
-        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
     worker = subprocess.Popen(
         [sys.executable, WORKER, AT_ONCE],
-        env=environment,
+        env=environment_of(home),
         cwd=home,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -56,6 +56,22 @@ class Run:
         return Path(os.environ["AIRFLOW_HOME"], self.name)
 
 
+def environment_of(home: Path) -> dict[str, str]:
+    """Return the environment that this program needs: of this machine's nothing but ``PATH``."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        # A supervisor that just misses the end of its task waits so many seconds before it looks again.
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
 def main(runs: Iterable[Run], at_once: int = _AT_ONCE) -> None:
     database = Path(os.environ["AIRFLOW_HOME"], "airflow.db")
     # A collection goes through all that Airflow has imported: a second here, and more in each run, which copies it.
