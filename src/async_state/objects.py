@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,15 +32,20 @@ T = TypeVar("T")
 
 @dataclass
 class Operation:
-    """One operation, which is measured as long as its block runs.
+    """One operation, which is measured as long as its block runs, and holds a slot in an ``async with`` block.
+
+    A slot is taken before anything else is done: of thousands of operations that start at once, each would do its share
+    of packing in the same step of their loop. Waiting for it counts towards ``timeout``.
 
     Attributes:
+        slot: One of ``max_concurrency``.
         until: When its time is over, by `time.monotonic`.
         measurement: ``None`` where telemetry is off.
         bytes: How many bytes of objects it has read or written so far.
         outcome: As in `Measurement.end`.
     """
 
+    slot: StoreSlot
     until: float
     measurement: Measurement | None = None
     bytes: int = 0
@@ -56,6 +61,46 @@ class Operation:
             self.outcome = kind.__name__ if issubclass(kind, Exception) else "cancelled"
         if self.measurement is not None:
             self.measurement.end(self.outcome, self.bytes)
+
+    async def __aenter__(self) -> Operation:
+        try:
+            await self.slot.__aenter__()
+        except BaseException as e:
+            self.__exit__(type(e), e, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.slot.__aexit__()
+        self.__exit__(kind, error, traceback)
+
+
+class StoreSlot(Slot):
+    """A slot whose error is a store's.
+
+    Args:
+        limiter: Of the operations that run at once.
+        settings: Which say how long to wait.
+
+    Raises:
+        StoreTimeoutError: There was no slot within ``timeout``.
+    """
+
+    def __init__(self, limiter: Limiter, settings: Settings) -> None:
+        super().__init__(limiter, settings.timeout)
+        self._settings = settings
+
+    async def __aenter__(self) -> float:
+        try:
+            return await super().__aenter__()
+        except TimeoutError:
+            raise StoreTimeoutError(
+                f"no request to {self._settings.url} was sent within {self._settings.timeout:g} s, as "
+                f"{self._settings.max_concurrency} others were in flight all the time: check that the store "
+                "answers, or raise [async_state] max_concurrency or timeout"
+            ) from None
 
 
 class Objects:
@@ -77,37 +122,19 @@ class Objects:
         """The settings' base URL."""
         return self._settings.url
 
-    def measured(self, name: OperationName, base: str = "") -> Operation:
-        """Return an operation that begins now, to be used in a ``with`` statement.
+    def operation(self, name: OperationName, base: str = "") -> Operation:
+        """Return an operation that begins now.
 
         Args:
             name: What is done, for telemetry.
             base: The base URL below which it is done; empty for the settings' URL.
         """
-        return Operation(time.monotonic() + self._settings.timeout, telemetry.start(name, base or self.url))
+        until = time.monotonic() + self._settings.timeout
+        return Operation(self.slot(), until, telemetry.start(name, base or self.url))
 
-    @contextlib.asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold one of ``max_concurrency`` slots for the block.
-
-        A slot is taken before anything else is done: of thousands of operations that start at once, each would do its
-        share of packing in the same step of their loop. Waiting for it counts towards ``timeout``.
-
-        Raises:
-            StoreTimeoutError: there was no slot within ``timeout``.
-        """
-        slot = await self._take_slot()
-        try:
-            yield
-        finally:
-            await slot.__aexit__(None, None, None)
-
-    @contextlib.asynccontextmanager
-    async def operation(self, name: OperationName, base: str = "") -> AsyncIterator[Operation]:
-        """Hold a slot for the block, in which one operation is done. As `measured` and `slot`."""
-        with self.measured(name, base) as operation:
-            async with self.slot():
-                yield operation
+    def slot(self) -> StoreSlot:
+        """Return a slot to hold in an ``async with`` block."""
+        return StoreSlot(self._limiter, self._settings)
 
     async def fetch(self, base: str, name: str, operation: Operation) -> bytes | None:
         """Return the content of the object ``name`` below ``base``, or ``None`` if there is none.
@@ -211,18 +238,6 @@ class Objects:
         if iothread.blocks():
             return codec.encode(text, compression, ending=ending, expires_at=expires_at)
         return await codec.aencode(text, compression, ending=ending, expires_at=expires_at)
-
-    async def _take_slot(self) -> Slot:
-        slot = self._limiter.slot(self._settings.timeout)
-        try:
-            await slot.__aenter__()
-        except TimeoutError:
-            raise StoreTimeoutError(
-                f"no request to {self._settings.url} was sent within {self._settings.timeout:g} s, as "
-                f"{self._settings.max_concurrency} others were in flight all the time: check that the store "
-                "answers, or raise [async_state] max_concurrency or timeout"
-            ) from None
-        return slot
 
     async def _hop(self, function: Callable[..., Coroutine[Any, Any, T]], base: str, *args: object, until: float) -> T:
         """Call a coroutine of `Stores` on the I/O thread, and once more where a newer connection may be accepted."""

@@ -126,18 +126,16 @@ async def check(settings: Settings, claim: Claim) -> None:
     """
     objects = Objects(settings)
     # Not measured: it is no operation of a task, and not what a timer of gets and sets should have in it.
-    operation = Operation(time.monotonic() + settings.timeout)
+    operation = Operation(objects.slot(), time.monotonic() + settings.timeout)
     try:
-        async with objects.slot():
-            text = await objects.read(settings.url, NAME, operation)
-        found = parsed(text)
-        if not is_same(found, claim):
-            log.error("%s", other(settings.url, found, claim))
-            return
-        _log_unequal_clears(found, claim)
-        updated = _merged(found, claim)
-        if updated != found:
-            async with objects.slot():
+        async with operation:
+            found = parsed(await objects.read(settings.url, NAME, operation))
+            if not is_same(found, claim):
+                log.error("%s", other(settings.url, found, claim))
+                return
+            _log_unequal_clears(found, claim)
+            updated = _merged(found, claim)
+            if updated != found:
                 await objects.write(NAME, json.dumps(updated), operation)
     finally:
         await objects.aclose()

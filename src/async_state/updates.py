@@ -82,7 +82,8 @@ async def update(
         ConflictError: Others wrote the key again and again until the time was over.
         StoreError: The store failed.
     """
-    with objects.measured("update") as operation:
+    # It holds a slot for each of its requests only, and none while the supervisor is asked.
+    with objects.operation("update") as operation:
         operation.until = time.monotonic() + timeout
         for conflicts in count():
             async with objects.slot():
