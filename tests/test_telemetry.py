@@ -22,7 +22,7 @@ import anyio
 import pytest
 from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsLogger
 from airflow.sdk._shared.observability.metrics.otel_logger import SafeOtelLogger
-from airflow.sdk._shared.observability.metrics.statsd_logger import get_statsd_logger
+from airflow.sdk._shared.observability.metrics.statsd_logger import SafeStatsdLogger
 from airflow.sdk.observability import stats, trace
 from airflow.sdk.state import TaskScope
 from opentelemetry.sdk.metrics import MeterProvider
@@ -498,11 +498,8 @@ def statsd() -> Iterator[socket.socket]:
 
     def make() -> Any:
         made.append(
-            get_statsd_logger(
-                stats_class=client.StatsClient,
-                host="localhost",
-                port=receiver.getsockname()[1],
-                prefix="airflow",
+            SafeStatsdLogger(
+                client.StatsClient(host="localhost", port=receiver.getsockname()[1], prefix="airflow"),
                 influxdb_tags_enabled=True,
                 statsd_influxdb_enabled=True,
             )
