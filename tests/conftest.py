@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import uuid
@@ -36,6 +37,10 @@ os.environ |= {
     "AWS_ACCESS_KEY_ID": servers.ACCESS_KEY,
     "AWS_SECRET_ACCESS_KEY": servers.SECRET_KEY,
 }
+
+# A shell ignores Ctrl-C for what it runs in the background, and every process that a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test in this process needs Airflow's database, whose set-up would be half of a short run's time. Processes that the
 # tests start set up everything, and so does an Airflow that does not know this name.

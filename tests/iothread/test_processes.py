@@ -29,7 +29,7 @@ def wire(rclone_url: str) -> Iterator[Relay]:
 
 @pytest.fixture(scope="module")
 def python() -> Iterator[Runner]:
-    """A Python that has imported Airflow, and has not used a backend."""
+    """A Python that has not used a backend."""
     with runner() as made:
         yield made
 
@@ -39,8 +39,9 @@ def run(wire: Relay, python: Runner) -> Iterator[Run]:
     """Run a program of `tests.programs`."""
     programs: list[Program] = []
 
-    def run_(name: str, *arguments: str, python: Runner = python) -> Program:
-        programs.append(Program(python, name, f"s3://state/{uuid.uuid4().hex}", wire.url, *arguments))
+    def run_(name: str, *arguments: str, python: Runner = python, cold: bool = False) -> Program:
+        url = f"s3://state/{uuid.uuid4().hex}"
+        programs.append(Program(python.cold if cold else python.warm, name, url, wire.url, *arguments))
         return programs[-1]
 
     yield run_
@@ -81,7 +82,7 @@ def test_forked_processes_start_afresh_and_leave_the_parent_alone(run: Run, wire
 
 @pytest.mark.parametrize("moment", ["start", "anyio._backends._asyncio", "aiobotocore.session"])
 def test_a_fork_in_the_first_operation_leaves_no_lock_held(run: Run, moment: str) -> None:
-    program = run("first_fork", moment)
+    program = run("first_fork", moment, cold=moment != "start")
     program.hear("parent: fine")
     program.hear("child: fine")
     program.end()
@@ -163,7 +164,7 @@ def test_ctrl_c_cancels_the_operation(run: Run, wire: Relay, moment: str) -> Non
 
 
 def test_nothing_blocks_the_loop_that_is_first_to_use_a_backend(run: Run) -> None:
-    program = run("first_await")
+    program = run("first_await", cold=True)
     program.hear("cancelled")
     program.hear("awaited")
     program.hear("called in place")

@@ -1,17 +1,35 @@
-"""Runs programs in forks of one process that has imported Airflow, which takes longer than most of them."""
+"""Runs programs in forks of processes that have imported what takes longer than most of them.
 
+One of the two has imported Airflow alone; the other one also what a backend imports at its first use.
+"""
+
+import gc
 import os
 import runpy
 import socket
 import sys
 
 import tests.programs.common
+from async_state import Settings
+from async_state.stores import prepare
 
 
 def main() -> None:
     assert "aiobotocore" not in sys.modules
+    cold, warm = (socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[1:])
+    if not os.fork():
+        warm.close()
+        serve(cold)
+        return
+    cold.close()
+    prepare(Settings(url="s3://state/warm"))
+    serve(warm)
+
+
+def serve(requests: socket.socket) -> None:
     assert tests.programs.common.io_threads() == 0
-    requests = socket.socket(fileno=int(sys.argv[1]))
+    # A program need not go through what it has inherited.
+    gc.freeze()
     while True:
         request, streams, _, _ = socket.recv_fds(requests, 4096, 3)
         if not request:

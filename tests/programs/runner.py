@@ -13,28 +13,43 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.programs.wire import PATIENCE
 
-Runner = socket.socket
+
+class Runner(NamedTuple):
+    """Where programs can be run.
+
+    Attributes:
+        cold: A process that has imported Airflow.
+        warm: A process that has also imported what a backend imports at its first use, as a scheduler has.
+    """
+
+    cold: socket.socket
+    warm: socket.socket
 
 
 @contextlib.contextmanager
 def runner(*options: str) -> Iterator[Runner]:
     """Start a Python, with these options, that runs programs."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        command = [sys.executable, *options, "-m", "tests.programs", str(theirs.fileno())]
+    with contextlib.ExitStack() as stack:
+        ours, theirs = [], []
+        for _ in Runner._fields:
+            for ends, end in zip((ours, theirs), socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), strict=True):
+                ends.append(stack.enter_context(end))
+        descriptors = [end.fileno() for end in theirs]
         process = subprocess.Popen(
-            command,
+            [sys.executable, *options, "-m", "tests.programs", *map(str, descriptors)],
             cwd=Path(__file__).parents[2],
-            pass_fds=[theirs.fileno()],
+            pass_fds=descriptors,
             start_new_session=True,
         )
-        theirs.close()
-        yield ours
+        for end in theirs:
+            end.close()
+        yield Runner(*ours)
     assert process.wait() == 0
 
 
@@ -58,7 +73,7 @@ def wait_until_asleep(pid: int) -> None:
 class Program:
     """A running program. Only one runs at a time."""
 
-    def __init__(self, runner: Runner, name: str, *arguments: str) -> None:
+    def __init__(self, runner: socket.socket, name: str, *arguments: str) -> None:
         theirs_in, ours_in = os.pipe()
         ours_out, theirs_out = os.pipe()
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - `clean_up` closes it
