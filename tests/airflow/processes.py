@@ -21,7 +21,7 @@ processes = multiprocessing.get_context("forkserver")
 
 def in_process(function: Callable[..., Any], *arguments: Any, **environment: str) -> Any:
     """Return what the function returns in a process with these variables in its environment."""
-    processes.set_forkserver_preload(["airflow.sdk.execution_time.task_runner", "airflow.sdk.plugins_manager"])
+    processes.set_forkserver_preload(["tests.airflow.inherited"])
     ours, theirs = processes.Pipe(duplex=False)
     given = {name: value for name, value in os.environ.items() if name.startswith(("AIRFLOW_", "AWS_"))}
     process = processes.Process(target=_call, args=(theirs, function, arguments, {**given, **environment}), daemon=True)
