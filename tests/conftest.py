@@ -51,6 +51,7 @@ del os.environ["_AIRFLOW__AS_LIBRARY"]
 
 from async_state import AsyncStateBackend, Settings  # noqa: E402
 from async_state.testing import FakeS3, fake_s3  # noqa: E402
+from tests.programs.runner import Runner, runner  # noqa: E402
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -97,6 +98,13 @@ def rclone_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (directory / "state").mkdir(parents=True)
     with servers.rclone_s3(directory) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[Runner]:
+    """Processes that have not used a backend, in forks of which programs and commands run."""
+    with runner() as made:
+        yield made
 
 
 SettingsOf = Callable[..., Settings]

@@ -1,4 +1,4 @@
-"""What the process has imported from which those of `tests.airflow.processes` are forked: nothing that tests look for."""
+"""What the process has imported from which those of `tests.airflow.processes` are forked."""
 
 import gc
 

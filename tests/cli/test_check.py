@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,6 @@ from async_state.cli import definition, runner
 from async_state.stores.s3 import _botocore
 from async_state.testing import FakeS3, faults
 from tests import servers
-from tests.cli.test_keys import in_process
 from tests.stores.s3 import tls
 
 if TYPE_CHECKING:
@@ -127,7 +127,10 @@ def test_a_table_for_people(moto: FakeS3, tmp_path: Path) -> None:
     (tmp_path / "airflow.cfg").write_text("[async_state]\nurl = s3://none/table\ntimeout = 7\n")
     given = {**of_moto(moto, ""), f"{OPTION}TIMEOUT": "8", "AIRFLOW_CONFIG": str(tmp_path / "airflow.cfg")}
     del given[f"{OPTION}URL"]
-    done = in_process("check", environment={**os.environ, **OURS, **given})
+    # In an interpreter of its own, which reads this configuration.
+    command = [sys.executable, "-m", "async_state", "check"]
+    environment = {**os.environ, **OURS, **given}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == ""
     lines = done.stdout.splitlines()

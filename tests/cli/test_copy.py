@@ -6,12 +6,12 @@ import contextlib
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -28,6 +28,8 @@ from async_state.stores import Store, open_store
 from async_state.stores.file import FileStore
 from async_state.testing import Answer, FakeS3, Request, faults
 from async_state.testing.faults import Exchange, Fault
+from tests.programs.runner import Command, Runner
+from tests.programs.wire import PATIENCE
 
 #: What a copy inside S3 says of where it comes from.
 COPY_SOURCE = "x-amz-copy-source"
@@ -231,11 +233,12 @@ def test_nothing_to_copy(run: Run, s3: tuple[Place, Place], capsys: pytest.Captu
 
 @pytest.mark.parametrize(("step", "carried_out"), [(0, False), (4, True)], ids=["before a copy", "after a copy"])
 def test_a_copy_that_is_killed_and_run_again(
-    run: Run, s3: tuple[Place, Place], moto: FakeS3, step: int, *, carried_out: bool
+    run: Run, s3: tuple[Place, Place], moto: FakeS3, python: Runner, step: int, *, carried_out: bool
 ) -> None:
     source, target = s3
     ours = source.fill()
     copies, killed = itertools.count(), threading.Event()
+    process: Future[Command] = Future()
     environment = {
         **os.environ,
         "AIRFLOW__ASYNC_STATE__URL": source.url,
@@ -248,15 +251,17 @@ def test_a_copy_that_is_killed_and_run_again(
             return exchange.carry_out(exchange.body)
         if carried_out:
             exchange.carry_out(exchange.body)
-        process.send_signal(signal.SIGKILL)
+        process.result().send_signal(signal.SIGKILL)
         killed.set()
         return "500 Killed", [], b""
 
-    with moto.failing(Fault(kill), when=lambda request: COPY_SOURCE in request.headers):
-        program = [sys.executable, "-m", "async_state", "copy", "--to", target.url, "--yes"]
-        with subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL) as process:
-            assert killed.wait(60)
-    assert process.returncode == -signal.SIGKILL
+    with (
+        moto.failing(Fault(kill), when=lambda request: COPY_SOURCE in request.headers),
+        Command(python, "copy", "--to", target.url, "--yes", environment=environment) as copying,
+    ):
+        process.set_result(copying)
+        assert killed.wait(PATIENCE)
+    assert copying.returncode == -signal.SIGKILL
     there = step + carried_out
     assert len(target.objects()) == there
     moto.requests.clear()

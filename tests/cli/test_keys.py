@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -22,7 +22,8 @@ from airflow.sdk.state import AssetScope, TaskScope
 from async_state import AsyncStateBackend, Settings
 from async_state.cli import context, definition, runner
 from async_state.testing import FakeS3, faults
-from tests.programs.runner import wait_until_asleep
+from tests.programs.runner import Command, Runner, wait_until_asleep
+from tests.programs.wire import PATIENCE
 
 LONG = "x" * 400
 #: What the fixture stores: owner, key, value.
@@ -204,19 +205,24 @@ def test_delete_of_everything_is_refused(cli: Cli) -> None:
     assert len(cli.rows("list")) == 10
 
 
-def test_a_failure_names_itself_and_the_next_try_takes_up_the_rest(moto: FakeS3) -> None:
+def test_a_failure_names_itself_and_the_next_try_takes_up_the_rest(moto: FakeS3, python: Runner) -> None:
     settings = Settings(url=f"s3://state/{uuid.uuid4().hex}", endpoint_url=moto.url)
     with AsyncStateBackend(settings) as backend:
         for number in range(3):
             backend.serialize_task_state_store_to_ref(value=1, key=str(number), scope=TaskScope("d", "r", "t"))
     environment = environment_of(settings)
-    with moto.failing(faults.error(403, "AccessDenied"), method="POST"):
-        failed = in_process("delete", "--dag-id", "d", "--yes", environment=environment)
+    command = ("delete", "--dag-id", "d", "--yes")
+    with (
+        moto.failing(faults.error(403, "AccessDenied"), method="POST"),
+        Command(python, *command, environment=environment) as failed,
+    ):
+        out, err = failed.communicate()
     assert failed.returncode == 1
-    assert "AccessDenied" in failed.stderr
-    assert failed.stdout == ""
-    done = in_process("delete", "--dag-id", "d", "--yes", environment=environment)
-    assert (done.returncode, done.stdout) == (0, "Deleted 3 objects\n")
+    assert "AccessDenied" in err
+    assert out == ""
+    with Command(python, *command, environment=environment) as done:
+        assert done.communicate()[0] == "Deleted 3 objects\n"
+    assert done.returncode == 0
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
@@ -227,19 +233,15 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return {**os.environ, **given, "AIRFLOW__ASYNC_STATE__TIMEOUT": str(settings.timeout)}
 
 
-def in_process(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "async_state", *arguments]
-    return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-
-
-def test_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_in_a_process_of_its_own(tmp_path: Path, python: Runner) -> None:
     settings = Settings(url=(tmp_path / "state").as_uri())
     environment = environment_of(settings)
     with AsyncStateBackend(settings) as backend:
         for number in range(3000):
             backend.serialize_task_state_store_to_ref(value=1, key=str(number), scope=TaskScope("d", "r", "t"))
-    wrong = in_process("list", "--no-such-option", environment=environment)
-    assert (wrong.returncode, wrong.stdout) == (2, "")
+    with Command(python, "list", "--no-such-option", environment=environment) as wrong:
+        assert wrong.communicate()[0] == ""
+    assert wrong.returncode == 2
     # What reads it has enough after one line.
     listing = f"{sys.executable} -m async_state list -o plain --no-encoding | head -1"
     piped = subprocess.run(["sh", "-c", listing], env=environment, check=True, capture_output=True, text=True)
@@ -251,22 +253,19 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert [row["key"] for row in json.loads(airflow.stdout)] == ["7"]
 
 
-def test_ctrl_c_ends_it(moto: FakeS3) -> None:
-    settings = Settings(url="s3://state/endless", endpoint_url=moto.url)
-    command = [sys.executable, "-m", "async_state", "list"]
+def test_ctrl_c_ends_it(moto: FakeS3, python: Runner) -> None:
+    settings = Settings(url="s3://state/endless", endpoint_url=moto.url, timeout=2 * PATIENCE)
+    arrived = threading.Event()
     with (
-        moto.failing(faults.never_answers()) as failing,
-        subprocess.Popen(
-            command, env=environment_of(settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process,
+        moto.failing(faults.never_answers(), when=lambda _: arrived.set() or True),
+        Command(python, "list", environment=environment_of(settings)) as process,
     ):
-        while not failing.requests:
-            asyncio.run(asyncio.sleep(0.01))
+        assert arrived.wait(PATIENCE)
         wait_until_asleep(process.pid)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate()
     assert process.returncode == 130
-    assert out == b""
+    assert out == ""
 
 
 def test_the_definition_imports_nothing_heavy() -> None:

@@ -27,13 +27,6 @@ def wire(rclone_url: str) -> Iterator[Relay]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def python() -> Iterator[Runner]:
-    """A Python that has not used a backend."""
-    with runner() as made:
-        yield made
-
-
 @pytest.fixture
 def run(wire: Relay, python: Runner) -> Iterator[Run]:
     """Run a program of `tests.programs`."""

@@ -1,17 +1,22 @@
 """Runs programs in forks of processes that have imported what takes longer than most of them.
 
-One of the two has imported Airflow alone; the other one also what a backend imports at its first use.
+One of the two has imported Airflow alone; the other one also what a backend imports at its first use, and what
+``python -m async_state`` imports.
 """
 
 import gc
+import importlib
 import os
+import pkgutil
 import runpy
 import socket
 import sys
 
 import tests.programs.common
-from async_state import Settings
+from async_state import Settings, cli
 from async_state.stores import prepare
+
+LARGEST_REQUEST = 128 * 1024
 
 
 def main() -> None:
@@ -23,6 +28,8 @@ def main() -> None:
         return
     cold.close()
     prepare(Settings(url="s3://state/warm"))
+    for module in pkgutil.iter_modules(cli.__path__, f"{cli.__name__}."):
+        importlib.import_module(module.name)
     serve(warm)
 
 
@@ -31,7 +38,7 @@ def serve(requests: socket.socket) -> None:
     # A program need not go through what it has inherited.
     gc.freeze()
     while True:
-        request, streams, _, _ = socket.recv_fds(requests, 4096, 3)
+        request, streams, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 3)
         if not request:
             return
         pid = os.fork()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -11,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +27,8 @@ class Runner(NamedTuple):
 
     Attributes:
         cold: A process that has imported Airflow.
-        warm: A process that has also imported what a backend imports at its first use, as a scheduler has.
+        warm: A process that has also imported what a backend imports at its first use, as a scheduler has, and what
+            ``python -m async_state`` imports.
     """
 
     cold: socket.socket
@@ -68,6 +71,63 @@ def wait_until_asleep(pid: int) -> None:
         assert time.monotonic() < deadline
         # Whoever waits for its turn wakes up every five milliseconds, to ask for it.
         time.sleep(0.05)
+
+
+class Command:
+    """``python -m async_state`` in a fork of a warm process, with what the tests use of `subprocess.Popen`.
+
+    It starts in a tenth of a second instead of two. Only one runs at a time.
+    """
+
+    def __init__(
+        self, runner: Runner, *arguments: str, environment: Mapping[str, str], stdin: int | None = None
+    ) -> None:
+        self._runner = runner.warm
+        self._output, self._complaints = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - `__exit__`
+        request = "\n".join(["command", json.dumps([dict(environment), arguments])])
+        with Path(os.devnull).open("rb") as nothing:
+            given = nothing.fileno() if stdin is None else stdin
+            files = [given, self._output.fileno(), self._complaints.fileno()]
+            socket.send_fds(self._runner, [request.encode()], files)
+        self.pid = int(self._runner.recv(100))
+        self.returncode: int | None = None
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.send_signal(signal.SIGKILL)
+        self.wait()
+        self._output.close()
+        self._complaints.close()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def poll(self) -> int | None:
+        """Return what the command ended with, or ``None`` if it runs."""
+        if self.returncode is None and select.select([self._runner], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def wait(self) -> int:
+        """Return what the command ended with."""
+        if self.returncode is None:
+            self.returncode = int(self._runner.recv(100))
+        return self.returncode
+
+    def communicate(self) -> tuple[str, str]:
+        """Return what the command has written to standard output and to standard error when it has ended."""
+        self.wait()
+        written = []
+        for file in self._output, self._complaints:
+            file.seek(0)
+            written.append(file.read().decode())
+        out, err = written
+        return out, err
 
 
 class Program:

@@ -8,13 +8,12 @@ import itertools
 import os
 import signal
 import struct
-import subprocess
-import sys
 import termios
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,6 +24,7 @@ import pytest
 from async_state import Settings
 from async_state.testing import Answer, FakeS3, Request
 from async_state.testing.faults import Exchange, Fault
+from tests.programs.runner import Command, Runner
 from tests.sweep.conftest import Base, snapshot
 
 TASK = "v1/task/dag/run/task/-1/worker"
@@ -35,8 +35,9 @@ SECONDS = 120
 class Program:
     """The command as a process, with the snapshot of a base URL that has so many live objects and orphans."""
 
-    def __init__(self, base: Base, directory: Path, count: int, **environment: str) -> None:
+    def __init__(self, python: Runner, base: Base, directory: Path, count: int, **environment: str) -> None:
         self.base = base
+        self._python = python
         self.live = {f"{TASK}/live{number}" for number in range(count)}
         for name in (*self.live, *(f"{TASK}/orphan{number}" for number in range(count))):
             base.put(name)
@@ -51,11 +52,10 @@ class Program:
             **environment,
         }
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "async_state", "sweep", "--refs", str(self._refs), "--grace", "0"]
-        command += ["--report", str(self.report), "--max-orphans", "100%", *arguments]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, env=self.environment, stdout=pipe, stderr=pipe, text=True)
+    def start(self, *arguments: str) -> Command:
+        command = ["sweep", "--refs", str(self._refs), "--grace", "0", "--report", str(self.report)]
+        command += ["--max-orphans", "100%", *arguments]
+        return Command(self._python, *command, environment=self.environment)
 
     def finish(self) -> None:
         """Run it to its end, and look that what is left is what rows refer to."""
@@ -69,8 +69,8 @@ class Program:
         assert list(self.temporary.iterdir()) == []
 
 
-def test_a_sweep_that_is_killed_is_taken_up_again(base: Base, tmp_path: Path) -> None:
-    program = Program(base, tmp_path, MANY, AIRFLOW__ASYNC_STATE__MAX_CONCURRENCY="2")
+def test_a_sweep_that_is_killed_is_taken_up_again(base: Base, tmp_path: Path, python: Runner) -> None:
+    program = Program(python, base, tmp_path, MANY, AIRFLOW__ASYNC_STATE__MAX_CONCURRENCY="2")
     with program.start("--delete") as process:
         # How much further it gets is a matter of luck.
         while process.poll() is None and (
@@ -138,30 +138,33 @@ def opened(moto: FakeS3, bucket: str) -> Iterator[Base]:
     base.run(base.store.aclose)
 
 
+def one_at_a_time(moto: FakeS3) -> dict[str, str]:
+    return {"AIRFLOW__ASYNC_STATE__ENDPOINT_URL": moto.url, "AIRFLOW__ASYNC_STATE__MAX_CONCURRENCY": "1"}
+
+
 def kill_at(step: Step, *, is_carried_out: bool, program: Program, moto: FakeS3) -> None:
     numbers, killed = itertools.count(), threading.Event()
+    process: Future[Command] = Future()
 
     def kill(exchange: Exchange) -> Answer:
         if next(numbers) != step.number:
             return exchange.carry_out(exchange.body)
         if is_carried_out:
             exchange.carry_out(exchange.body)
-        process.send_signal(signal.SIGKILL)
+        process.result().send_signal(signal.SIGKILL)
         killed.set()
         return "500 Killed", [], b""
 
-    with moto.failing(Fault(kill), when=step.is_it), program.start("--delete") as process:
+    with moto.failing(Fault(kill), when=step.is_it), program.start("--delete") as sweep:
+        process.set_result(sweep)
         assert killed.wait(SECONDS)
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert sweep.returncode == -signal.SIGKILL
 
 
 @at_each(STEPS)
-def test_at_each_request(step: Step, *, is_carried_out: bool, moto: FakeS3, tmp_path: Path) -> None:
+def test_at_each_request(step: Step, *, is_carried_out: bool, moto: FakeS3, tmp_path: Path, python: Runner) -> None:
     with opened(moto, "state") as base:
-        program = Program(
-            base, tmp_path, 4, AIRFLOW__ASYNC_STATE__ENDPOINT_URL=moto.url, AIRFLOW__ASYNC_STATE__MAX_CONCURRENCY="1"
-        )
+        program = Program(python, base, tmp_path, 4, **one_at_a_time(moto))
         kill_at(step, is_carried_out=is_carried_out, program=program, moto=moto)
         is_deletion = step is STEPS["the first deletion"] or step is STEPS["the last deletion"]
         gone = step.deleted + (is_deletion and is_carried_out)
@@ -171,7 +174,7 @@ def test_at_each_request(step: Step, *, is_carried_out: bool, moto: FakeS3, tmp_
 
 @at_each(MORE_STEPS)
 def test_at_each_request_to_a_bucket_that_keeps_versions(
-    step: Step, *, is_carried_out: bool, moto: FakeS3, tmp_path: Path
+    step: Step, *, is_carried_out: bool, moto: FakeS3, tmp_path: Path, python: Runner
 ) -> None:
     bucket = f"killed-{uuid.uuid4().hex}"
     with (
@@ -182,9 +185,7 @@ def test_at_each_request_to_a_bucket_that_keeps_versions(
         client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
         for number in range(3):
             base.put(f"{TASK}/orphan{number}", b'"earlier"')
-        program = Program(
-            base, tmp_path, 3, AIRFLOW__ASYNC_STATE__ENDPOINT_URL=moto.url, AIRFLOW__ASYNC_STATE__MAX_CONCURRENCY="1"
-        )
+        program = Program(python, base, tmp_path, 3, **one_at_a_time(moto))
         kill_at(step, is_carried_out=is_carried_out, program=program, moto=moto)
         # No earlier value has come back.
         assert all(base.get(name) != b'"earlier"' for name in base.names())
@@ -194,16 +195,16 @@ def test_at_each_request_to_a_bucket_that_keeps_versions(
         assert "DeleteMarkers" not in left
 
 
-def test_while_the_snapshot_is_read(base: Base, tmp_path: Path) -> None:
+def test_while_the_snapshot_is_read(base: Base, tmp_path: Path, python: Runner) -> None:
     """Through a pipe, whose other end never comes to the last line."""
-    program = Program(base, tmp_path, 3)
+    program = Program(python, base, tmp_path, 3)
     whole = snapshot(base.url, sorted(f"{base.url}/{name}" for name in program.live))
-    command = [sys.executable, "-m", "async_state", "sweep", "--refs", "-", "--delete", "--grace", "0"]
+    command = ["sweep", "--refs", "-", "--delete", "--grace", "0"]
     read, write = os.pipe()
     with os.fdopen(read, "rb") as rest, os.fdopen(write, "wb") as pipe:
         pipe.write(whole[: whole.rindex(b"{")])
         pipe.flush()
-        with subprocess.Popen(command, env=program.environment, stdin=rest) as process:
+        with Command(python, *command, environment=program.environment, stdin=rest.fileno()) as process:
             # It has read everything, and waits for more.
             while process.poll() is None and unread(rest):
                 time.sleep(0.001)
