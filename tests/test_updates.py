@@ -36,8 +36,9 @@ class Objects:
         self.text: str | None = None
         self.tag: Any = None
 
-    def measured(self, name: str) -> Operation:
-        return Operation(float("inf"))
+    def operation(self, name: str) -> Operation:
+        slot: Any = self.slot()
+        return Operation(slot, float("inf"))
 
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:

@@ -21,7 +21,7 @@ from airflow.sdk.state import AssetScope, TaskScope
 
 from async_state import AsyncStateBackend, Settings
 from async_state.cli import context, definition, runner
-from async_state.testing import FakeS3, faults
+from async_state.testing import FakeS3, Request, faults
 from tests.programs.runner import Command, Runner, wait_until_asleep
 from tests.programs.wire import PATIENCE
 
@@ -237,8 +237,10 @@ def test_in_a_process_of_its_own(tmp_path: Path, python: Runner) -> None:
     settings = Settings(url=(tmp_path / "state").as_uri())
     environment = environment_of(settings)
     with AsyncStateBackend(settings) as backend:
-        for number in range(3000):
-            backend.serialize_task_state_store_to_ref(value=1, key=str(number), scope=TaskScope("d", "r", "t"))
+        # So long that the listing is more than a pipe holds.
+        for number in range(300):
+            key = f"{number}{'x' * 150}"
+            backend.serialize_task_state_store_to_ref(value=1, key=key, scope=TaskScope("d", "r", "t"))
     with Command(python, "list", "--no-such-option", environment=environment) as wrong:
         assert wrong.communicate()[0] == ""
     assert wrong.returncode == 2
@@ -247,17 +249,22 @@ def test_in_a_process_of_its_own(tmp_path: Path, python: Runner) -> None:
     piped = subprocess.run(["sh", "-c", listing], env=environment, check=True, capture_output=True, text=True)
     assert piped.stdout.startswith("dag_id")
     assert piped.stderr == ""
-    command = [sys.executable, "-m", "airflow", "async-state", "list", "--key", "7", "-o", "json"]
+    command = [sys.executable, "-m", "airflow", "async-state", "list", "--key", f"7{'x' * 150}", "-o", "json"]
     airflow = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert airflow.returncode == 0, airflow.stderr
-    assert [row["key"] for row in json.loads(airflow.stdout)] == ["7"]
+    assert [row["key"] for row in json.loads(airflow.stdout)] == [f"7{'x' * 150}"]
 
 
 def test_ctrl_c_ends_it(moto: FakeS3, python: Runner) -> None:
     settings = Settings(url="s3://state/endless", endpoint_url=moto.url, timeout=2 * PATIENCE)
     arrived = threading.Event()
+
+    def is_any(_: Request) -> bool:
+        arrived.set()
+        return True
+
     with (
-        moto.failing(faults.never_answers(), when=lambda _: arrived.set() or True),
+        moto.failing(faults.never_answers(), when=is_any),
         Command(python, "list", environment=environment_of(settings)) as process,
     ):
         assert arrived.wait(PATIENCE)

@@ -39,7 +39,8 @@ class Runner(NamedTuple):
 def runner(*options: str) -> Iterator[Runner]:
     """Start a Python, with these options, that runs programs."""
     with contextlib.ExitStack() as stack:
-        ours, theirs = [], []
+        ours: list[socket.socket] = []
+        theirs: list[socket.socket] = []
         for _ in Runner._fields:
             for ends, end in zip((ours, theirs), socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET), strict=True):
                 ends.append(stack.enter_context(end))
