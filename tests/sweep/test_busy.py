@@ -25,9 +25,9 @@ from tests.sweep.conftest import DAY, Base, Run, configured
 from tests.sweep.databases import engine_of
 
 WRITERS = 50
-SWEEPS = 3
+SWEEPS = 2
 #: Keys of each kind that a writer has.
-KEYS = 2
+KEYS = 1
 #: For a machine that does much else at the same time.
 TIMEOUT = 600.0
 VALUES = ["one", "two"]
