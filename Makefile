@@ -19,6 +19,8 @@ CLIENTS_VENV ?= .venv-clients
 
 MUTANTS_VENV ?= .venv-mutants
 
+DOCS_VENV ?= .venv-docs
+
 # A file's tests stay together, as they share what it starts.
 # In their order, as those of whole Airflows come first then, and not alone at the end.
 PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
@@ -26,7 +28,7 @@ PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # They take minutes, and need more packages.
 LEFT_OUT = --ignore tests/bench --ignore tests/clients --ignore tests/deployment
 
-.PHONY: demo test suite test-bench test-clients test-deployment test-next test-floor mutants lint bench bench-quick clean
+.PHONY: demo test suite test-bench test-clients test-deployment test-next test-floor mutants lint docs bench bench-quick clean
 
 # Runs the proposal's DAGs in a real Airflow and shows what is stored where.
 demo: $(VENV)/installed
@@ -67,12 +69,16 @@ test-floor: $(FLOOR_VENV)/installed
 mutants: $(MUTANTS_VENV)/installed
 	$(MUTANTS_VENV)/bin/python -m tests.project.mutants $(MODULES)
 
-# This backend beside common-io's and bare clients: figures into docs/bench and README. Ten minutes; the other one, one.
+# This backend beside common-io's and bare clients: figures into docs and README. Ten minutes; the other one, one.
 bench: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python -m bench
 
 bench-quick: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python -m bench --quick
+
+# The documentation's site, into build/site. A warning is an error, and so is a link or an anchor that leads nowhere.
+docs: $(DOCS_VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -111,6 +117,12 @@ $(MUTANTS_VENV)/installed: pyproject.toml Makefile
 	$(MUTANTS_VENV)/bin/python -m pip install --quiet --editable . --group mutants
 	touch $@
 
+$(DOCS_VENV)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(DOCS_VENV)/bin/python -m pip install --quiet --group docs
+	touch $@
+
 $(BENCH_VENV)/installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -118,4 +130,4 @@ $(BENCH_VENV)/installed: pyproject.toml Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEXT_VENV) $(FLOOR_VENV) $(CLIENTS_VENV) $(MUTANTS_VENV) $(BENCH_VENV) mutants .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(NEXT_VENV) $(FLOOR_VENV) $(CLIENTS_VENV) $(MUTANTS_VENV) $(BENCH_VENV) $(DOCS_VENV) mutants build .mypy_cache .ruff_cache .pytest_cache
