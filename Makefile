@@ -26,9 +26,9 @@ DOCS_VENV ?= .venv-docs
 PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # They take minutes, and need more packages.
-LEFT_OUT = --ignore tests/bench --ignore tests/clients --ignore tests/deployment
+LEFT_OUT = --ignore tests/bench --ignore tests/clients --ignore tests/deployment --ignore tests/docs
 
-.PHONY: demo test suite test-bench test-clients test-deployment test-next test-floor mutants lint docs bench bench-quick clean
+.PHONY: demo test suite test-bench test-clients test-deployment test-next test-floor mutants lint docs test-docs bench bench-quick clean
 
 # Runs the proposal's DAGs in a real Airflow and shows what is stored where.
 demo: $(VENV)/installed
@@ -79,6 +79,10 @@ bench-quick: $(BENCH_VENV)/installed
 # The documentation's site, into build/site. A warning is an error, and so is a link or an anchor that leads nowhere.
 docs: $(DOCS_VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+
+# The quick start on one machine, as its page has it. Half a minute.
+test-docs: docs $(VENV)/installed
+	$(BIN)/python -m pytest tests/docs
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
