@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
+# To test with one Airflow alone: make test AIRFLOW='apache-airflow-core==3.3.*'
+AIRFLOW ?=
+
 # The next Airflow's pre-release; its own requirement on the task SDK brings that one's.
 NEXT = apache-airflow==3.4.0b2
 NEXT_VENV ?= .venv-next
@@ -21,6 +24,13 @@ MUTANTS_VENV ?= .venv-mutants
 
 DOCS_VENV ?= .venv-docs
 
+# Tools that build and check the artifact and the workflows; the artifact itself, for the tests.
+TOOLS_VENV ?= .venv-tools
+WHEEL_VENV ?= .venv-wheel
+
+# What the artifact is installed beside. What pip finds then is not installed.
+BESIDE = 'apache-airflow[celery]==3.3.2' 'apache-airflow-providers-amazon[s3fs]'
+
 # A file's tests stay together, as they share what it starts.
 # In their order, as those of whole Airflows come first then, and not alone at the end.
 PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
@@ -28,7 +38,7 @@ PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # They take minutes, and need more packages.
 LEFT_OUT = --ignore tests/bench --ignore tests/clients --ignore tests/deployment --ignore tests/docs
 
-.PHONY: demo test suite test-bench test-clients test-deployment test-next test-floor mutants lint docs test-docs bench bench-quick clean
+.PHONY: demo test suite test-bench test-clients test-deployment test-next test-floor mutants lint docs test-docs package test-package test-wheel audit workflows bench bench-quick clean
 
 # Runs the proposal's DAGs in a real Airflow and shows what is stored where.
 demo: $(VENV)/installed
@@ -84,15 +94,48 @@ docs: $(DOCS_VENV)/installed
 test-docs: docs $(VENV)/installed
 	$(BIN)/python -m pytest tests/docs
 
+# Wheel and sdist, in dist.
+package: $(TOOLS_VENV)/installed
+	rm -rf dist
+	$(TOOLS_VENV)/bin/python -m build --outdir dist
+
+# What is in them, how they are described, and that pip finds no conflict beside each of what others have installed.
+test-package: package
+	$(TOOLS_VENV)/bin/twine check --strict dist/*
+	$(TOOLS_VENV)/bin/check-wheel-contents dist/*.whl
+	for beside in $(BESIDE); do \
+		$(TOOLS_VENV)/bin/python -m pip install --quiet --dry-run --ignore-installed dist/*.whl "$$beside" || exit 1; \
+		echo "no conflict beside $$beside"; \
+	done
+
+# The suite on the wheel, and not on the checkout.
+test-wheel: package
+	rm -rf $(WHEEL_VENV)
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(WHEEL_VENV)/bin/python -m pip install --quiet dist/*.whl --group test
+	$(WHEEL_VENV)/bin/python -c "import async_state; assert 'site-packages' in async_state.__file__"
+	$(WHEEL_VENV)/bin/python -m pytest $(PARALLEL) $(LEFT_OUT)
+
+# Known vulnerabilities of what is installed with the package.
+audit: $(TOOLS_VENV)/installed
+	$(TOOLS_VENV)/bin/pip-audit --strict .
+
+workflows: $(TOOLS_VENV)/installed
+	$(TOOLS_VENV)/bin/python -m pip install --quiet --group workflows
+	$(TOOLS_VENV)/bin/actionlint
+	$(TOOLS_VENV)/bin/zizmor --offline --persona pedantic .github
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m codespell_lib
 	$(BIN)/mypy
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable . --group dev
+	$(BIN)/python -m pip install --quiet --editable . --group dev $(if $(AIRFLOW),'$(AIRFLOW)')
 	touch $@
 
 $(NEXT_VENV)/installed: pyproject.toml Makefile
@@ -127,6 +170,12 @@ $(DOCS_VENV)/installed: pyproject.toml Makefile
 	$(DOCS_VENV)/bin/python -m pip install --quiet --group docs
 	touch $@
 
+$(TOOLS_VENV)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(TOOLS_VENV)
+	$(TOOLS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(TOOLS_VENV)/bin/python -m pip install --quiet --group package
+	touch $@
+
 $(BENCH_VENV)/installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -134,4 +183,5 @@ $(BENCH_VENV)/installed: pyproject.toml Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEXT_VENV) $(FLOOR_VENV) $(CLIENTS_VENV) $(MUTANTS_VENV) $(BENCH_VENV) $(DOCS_VENV) mutants build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(NEXT_VENV) $(FLOOR_VENV) $(CLIENTS_VENV) $(MUTANTS_VENV) $(BENCH_VENV) $(DOCS_VENV) \
+		$(TOOLS_VENV) $(WHEEL_VENV) mutants build dist .mypy_cache .ruff_cache .pytest_cache

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 OPTIONS = DOCS / "options.md"
 #: Read on the project's platform, where links to other pages of the repository work.
-IN_THE_ROOT = [ROOT / "README.md"]
+IN_THE_ROOT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md")]
 PAGES = sorted(DOCS.glob("*.md"))
 _OPTIONS = re.compile(r"(<!-- options:begin -->\n).*?(<!-- options:end -->)", re.DOTALL)
 
