@@ -90,8 +90,10 @@ bench-quick: $(BENCH_VENV)/installed
 docs: $(DOCS_VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
-# The quick start on one machine, as its page has it. Half a minute.
+# Every page in a browser, which has to be installed (Debian's chromium), and the quick start on one machine, as its page
+# has it. Two minutes.
 test-docs: docs $(VENV)/installed
+	$(DOCS_VENV)/bin/python -m tests.docs.browser
 	$(BIN)/python -m pytest tests/docs
 
 # Wheel and sdist, in dist.

@@ -85,6 +85,19 @@ def test_what_else_an_error_is_is_right() -> None:
         assert set(bases) <= found, name
 
 
+def test_the_log_lines_are_what_is_logged() -> None:
+    table = (DOCS / "failures.md").read_text().partition("| line begins |")[2]
+    lines = re.findall(r"^\| `(.*?)`[ ,|]", table, re.MULTILINE)
+    assert len(lines) == 8
+    source = " ".join(file.read_text() for file in (ROOT / "src").rglob("*.py"))
+    # A literal may go on in the next line.
+    source = re.sub(r'"\s*\n?\s*f?"', "", source)
+    # The first one is of an exception, with the operation's name.
+    assert lines[0] == "could not put"
+    parts = ["could not {what}", *(part.strip(" ,") for line in lines[1:] for part in line.split("…"))]
+    assert [part for part in parts if part not in source] == []
+
+
 def test_every_command_is_listed() -> None:
     table = (DOCS / "operations.md").read_text().partition("## The command")[2].partition("\n\n-")[0]
     assert re.findall(r"^\| `([a-z-]+)` \|", table, re.MULTILINE) == [command.name for command in COMMANDS]

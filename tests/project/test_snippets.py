@@ -25,6 +25,7 @@ from async_state.settings import SECTION, options
 from async_state.testing import FakeS3
 
 ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 
 
@@ -39,7 +40,7 @@ class Snippet(NamedTuple):
 
 def _snippets() -> list[Snippet]:
     found = []
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in PAGES:
         text = page.read_text()
         for match in _FENCE.finditer(text):
             indent = len(match[1])
@@ -161,6 +162,13 @@ def test_commands_are_there(snippet: Snippet) -> None:
     assert commands
     for line in commands:
         check_command(line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_text_are_there(page: Path) -> None:
+    text = _FENCE.sub("", page.read_text())
+    for line in re.findall(r"`((?:airflow async-state|python -m async_state|make) [a-z][^`…]*)`", text):
+        check_command(line.replace("\n", " "))
 
 
 def test_every_snippet_has_a_test() -> None:
