@@ -6,20 +6,22 @@ tested is the order of the steps, in `updates.update` itself.
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import AsyncIterator, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from typing import Any
 
 import pytest
 
 from async_state import updates
 from async_state.errors import ConflictError, InvalidValueError
-from async_state.objects import Operation
+from async_state.limiter import Limiter
+from async_state.objects import Operation, StoreSlot
+from async_state.settings import Settings
 
 #: What an old object holds. No number of updates reaches it.
 OLD = 1_000_000
 HISTORIES = 3_000
+SETTINGS = Settings(url="memory://model")
 
 
 class Step:
@@ -35,13 +37,14 @@ class Objects:
     def __init__(self) -> None:
         self.text: str | None = None
         self.tag: Any = None
+        # More than there are writers, so that no slot is waited for.
+        self._limiter = Limiter(1_000)
 
-    def measured(self, name: str) -> Operation:
-        return Operation(float("inf"))
+    def operation(self, name: str) -> Operation:
+        return Operation(self.slot(), float("inf"))
 
-    @contextlib.asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        yield
+    def slot(self) -> StoreSlot:
+        return StoreSlot(self._limiter, SETTINGS)
 
     async def read_tagged(self, name: str, operation: Operation) -> tuple[str, Any] | None:
         await Step()
