@@ -71,3 +71,12 @@ def test_workflows_call_targets_that_are_there(file: Path) -> None:
     called = re.findall(r"run: make ([\w-]+)", file.read_text())
     assert called
     assert set(called) <= set(targets)
+
+
+def test_the_licences_of_what_is_required_are_listed() -> None:
+    required = re.findall(
+        r'^    "([\w-]+)[>=<]', PYPROJECT.partition("\ndependencies = [")[2].partition("\n]")[0], re.MULTILINE
+    )
+    listed = re.findall(r"^\| ([\w-]+) \| \S", (ROOT / "docs" / "licences.md").read_text(), re.MULTILINE)
+    assert len(required) == 3
+    assert set(required) <= set(listed)

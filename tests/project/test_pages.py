@@ -85,17 +85,23 @@ def test_what_else_an_error_is_is_right() -> None:
         assert set(bases) <= found, name
 
 
-def test_the_log_lines_are_what_is_logged() -> None:
-    table = (DOCS / "failures.md").read_text().partition("| line begins |")[2]
-    lines = re.findall(r"^\| `(.*?)`[ ,|]", table, re.MULTILINE)
+def source() -> str:
+    """Return the package's source, in which a literal that goes on in the next line is one."""
+    text = " ".join(file.read_text() for file in (ROOT / "src").rglob("*.py"))
+    return re.sub(r'"\s*\n?\s*f?"', "", text)
+
+
+def test_messages_and_log_lines_are_what_is_said() -> None:
+    page = (DOCS / "failures.md").read_text()
+    messages = re.findall(r"^\| `(.*?)` \| `\w+Error`", page.partition("| the message has |")[2], re.MULTILINE)
+    lines = re.findall(r"^\| `(.*?)`[ ,|]", page.partition("| line begins |")[2], re.MULTILINE)
+    assert len(messages) == 19
     assert len(lines) == 8
-    source = " ".join(file.read_text() for file in (ROOT / "src").rglob("*.py"))
-    # A literal may go on in the next line.
-    source = re.sub(r'"\s*\n?\s*f?"', "", source)
     # The first one is of an exception, with the operation's name.
     assert lines[0] == "could not put"
     parts = ["could not {what}", *(part.strip(" ,") for line in lines[1:] for part in line.split("…"))]
-    assert [part for part in parts if part not in source] == []
+    said = source().replace("{SECTION}", "async_state")
+    assert [part for part in [*messages, *parts] if part not in said] == []
 
 
 def test_every_command_is_listed() -> None:
