@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
+# To test with one Airflow alone: make test AIRFLOW='apache-airflow-core==3.3.*'
+AIRFLOW ?=
+
 # The next Airflow's pre-release; its own requirement on the task SDK brings that one's.
 NEXT = apache-airflow==3.4.0b2
 NEXT_VENV ?= .venv-next
@@ -19,14 +22,23 @@ CLIENTS_VENV ?= .venv-clients
 
 MUTANTS_VENV ?= .venv-mutants
 
+DOCS_VENV ?= .venv-docs
+
+# Tools that build and check the artifact and the workflows; the artifact itself, for the tests.
+TOOLS_VENV ?= .venv-tools
+WHEEL_VENV ?= .venv-wheel
+
+# What the artifact is installed beside. What pip finds then is not installed.
+BESIDE = 'apache-airflow[celery]==3.3.2' 'apache-airflow-providers-amazon[s3fs]'
+
 # A file's tests stay together, as they share what it starts.
 # In their order, as those of whole Airflows come first then, and not alone at the end.
 PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # They take minutes, and need more packages.
-LEFT_OUT = --ignore tests/bench --ignore tests/clients --ignore tests/deployment
+LEFT_OUT = --ignore tests/bench --ignore tests/clients --ignore tests/deployment --ignore tests/docs
 
-.PHONY: demo test suite test-bench test-clients test-deployment test-next test-floor mutants lint bench bench-quick clean
+.PHONY: demo test suite test-bench test-clients test-deployment test-next test-floor mutants lint docs test-docs package test-package test-wheel audit workflows bench bench-quick clean
 
 # Runs the proposal's DAGs in a real Airflow and shows what is stored where.
 demo: $(VENV)/installed
@@ -67,22 +79,65 @@ test-floor: $(FLOOR_VENV)/installed
 mutants: $(MUTANTS_VENV)/installed
 	$(MUTANTS_VENV)/bin/python -m tests.project.mutants $(MODULES)
 
-# This backend beside common-io's and bare clients: figures into docs/bench and README. Ten minutes; the other one, one.
+# This backend beside common-io's and bare clients: figures into docs and README. Ten minutes; the other one, one.
 bench: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python -m bench
 
 bench-quick: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python -m bench --quick
 
+# The documentation's site, into build/site. A warning is an error, and so is a link or an anchor that leads nowhere.
+docs: $(DOCS_VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+
+# Every page in a browser, which has to be installed (Debian's chromium), and the quick start on one machine, as its page
+# has it. Two minutes.
+test-docs: docs $(VENV)/installed
+	$(DOCS_VENV)/bin/python -m tests.docs.browser
+	$(BIN)/python -m pytest tests/docs
+
+# Wheel and sdist, in dist.
+package: $(TOOLS_VENV)/installed
+	rm -rf dist
+	$(TOOLS_VENV)/bin/python -m build --outdir dist
+
+# What is in them, how they are described, and that pip finds no conflict beside each of what others have installed.
+test-package: package
+	$(TOOLS_VENV)/bin/twine check --strict dist/*
+	$(TOOLS_VENV)/bin/check-wheel-contents dist/*.whl
+	for beside in $(BESIDE); do \
+		$(TOOLS_VENV)/bin/python -m pip install --quiet --dry-run --ignore-installed dist/*.whl "$$beside" || exit 1; \
+		echo "no conflict beside $$beside"; \
+	done
+
+# The suite on the wheel, and not on the checkout.
+test-wheel: package
+	rm -rf $(WHEEL_VENV)
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(WHEEL_VENV)/bin/python -m pip install --quiet dist/*.whl --group test
+	$(WHEEL_VENV)/bin/python -c "import async_state; assert 'site-packages' in async_state.__file__"
+	$(WHEEL_VENV)/bin/python -m pytest $(PARALLEL) $(LEFT_OUT)
+
+# Known vulnerabilities of what is installed with the package.
+audit: $(TOOLS_VENV)/installed
+	$(TOOLS_VENV)/bin/pip-audit --strict .
+
+workflows: $(TOOLS_VENV)/installed
+	$(TOOLS_VENV)/bin/python -m pip install --quiet --group workflows
+	$(TOOLS_VENV)/bin/actionlint
+	$(TOOLS_VENV)/bin/zizmor --offline --persona pedantic .github
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m codespell_lib
 	$(BIN)/mypy
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable . --group dev
+	$(BIN)/python -m pip install --quiet --editable . --group dev $(if $(AIRFLOW),'$(AIRFLOW)')
 	touch $@
 
 $(NEXT_VENV)/installed: pyproject.toml Makefile
@@ -111,6 +166,18 @@ $(MUTANTS_VENV)/installed: pyproject.toml Makefile
 	$(MUTANTS_VENV)/bin/python -m pip install --quiet --editable . --group mutants
 	touch $@
 
+$(DOCS_VENV)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(DOCS_VENV)/bin/python -m pip install --quiet --group docs
+	touch $@
+
+$(TOOLS_VENV)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(TOOLS_VENV)
+	$(TOOLS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(TOOLS_VENV)/bin/python -m pip install --quiet --group package
+	touch $@
+
 $(BENCH_VENV)/installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -118,4 +185,5 @@ $(BENCH_VENV)/installed: pyproject.toml Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEXT_VENV) $(FLOOR_VENV) $(CLIENTS_VENV) $(MUTANTS_VENV) $(BENCH_VENV) mutants .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(NEXT_VENV) $(FLOOR_VENV) $(CLIENTS_VENV) $(MUTANTS_VENV) $(BENCH_VENV) $(DOCS_VENV) \
+		$(TOOLS_VENV) $(WHEEL_VENV) mutants build dist .mypy_cache .ruff_cache .pytest_cache

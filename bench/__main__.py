@@ -2,10 +2,10 @@
 
 Or some measures alone: ``python -m bench [measure ...]``.
 
-Without arguments, everything is measured: results.json and plots go to docs/bench, and the tables into README. With
-``--quick``, or only some measures, figures and plots go to build/bench and README stays as it is. Give ``--output`` to
-put them elsewhere; of a results.json there, other measures are kept. ``python -m bench report`` writes plots and README
-anew from docs/bench/results.json.
+Without arguments, everything is measured: results.json and plots go to docs/bench, the tables into docs/performance.md,
+and five figures into README. With ``--quick``, or only some measures, figures and plots go to build/bench and the pages
+stay as they are. Give ``--output`` to put them elsewhere; of a results.json there, other measures are kept. ``python -m
+bench report`` writes plots and pages anew from docs/bench/results.json.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="directory for results.json, report.md and plots")
     given = parser.parse_args()
     if given.what == ["report"]:
-        write(given.output or DOCS, readme=given.output is None)
+        write(given.output or DOCS, pages=given.output is None)
         return
     measures = given.what or list(MEASURES)
     if unknown := set(measures) - set(MEASURES):
@@ -71,7 +71,7 @@ def main() -> None:
         output = Path(tempfile.mkdtemp(prefix="async-state-bench-"))
     try:
         take(measures, sizes, output)
-        write(output, readme=complete and given.output is None)
+        write(output, pages=complete and given.output is None)
     finally:
         if given.smoke and not given.output:
             shutil.rmtree(output)
@@ -123,16 +123,18 @@ def load(file: Path) -> dict[str, Any]:
     return {**results, "series": [Series(**series) for series in results["series"]]}
 
 
-def write(output: Path, *, readme: bool) -> None:
-    """Write plots and report of the results in ``output``; into README, or else to a file and the screen."""
+def write(output: Path, *, pages: bool) -> None:
+    """Write plots and report of the results in ``output``; into the pages, or else to a file and the screen."""
     results = load(output / "results.json")
     results["mapped"] = report.mapped_ratio(output / "mapped.json")
     found = Found(results["series"])
     drawn = plots.draw(found, output)
     if not drawn:
         print("no plots: matplotlib is not installed", flush=True)
-    if readme:
-        report.into_readme(ROOT / "README.md", report.text(found, results, drawn, output.relative_to(ROOT)))
+    if pages:
+        page = ROOT / "docs" / "performance.md"
+        report.into_page(page, "bench", report.text(found, results, drawn, output.relative_to(page.parent)))
+        report.into_page(ROOT / "README.md", "figures", report.five(found))
     else:
         text = report.text(found, results, drawn, Path())
         (output / "report.md").write_text(text)

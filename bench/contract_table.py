@@ -216,9 +216,11 @@ def table(ours: Outcomes, theirs: Outcomes) -> Iterator[str]:
 
 HEAD = """# What a state-store backend must honour
 
+This page has every rule that Airflow has for a state-store backend, and which of them two backends keep.
+
 Made by `python -m bench.contract_table` from `async_state.testing.StateBackendContract` and `SlowStoreContract`, which
 any author of a `BaseStoreBackend` can subclass. What each row demands, and where in Airflow it comes from, is in the
-docstring of its test in [`contract.py`](../src/async_state/testing/contract.py).
+docstring of its test in `src/async_state/testing/contract.py`.
 
 async_state {ours} and common-io's `StateStoreObjectStorageBackend` ({common_io}, s3fs {s3fs}) with task-sdk {sdk}, both
 on moto's S3 server with the configuration that their documentation gives for S3. Most tests run in four ways:

@@ -1,4 +1,4 @@
-"""The figures as README has them: what was aimed at, where we lose, pictures, and tables to unfold."""
+"""The figures as the page on performance has them, and the five of README."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from bench.clients import VALUE
 from bench.samples import Found, Series
 from bench.servers import DELAY
 
-_BEGIN, _END = "<!-- bench:begin -->", "<!-- bench:end -->"
 _OURS = "async_state"
 _OURS_64 = "async_state, 64 at once"
 _TIMES = " \N{MULTIPLICATION SIGN}"
@@ -22,27 +21,46 @@ _TIMES = " \N{MULTIPLICATION SIGN}"
 _NOISE = 1.05
 
 
-def into_readme(readme: Path, text: str) -> None:
-    """Put the text between the two markers."""
-    before = readme.read_text()
-    pattern = re.compile(f"{_BEGIN}.*?{_END}", re.DOTALL)
-    assert pattern.search(before), f"{readme.name} has no {_BEGIN}"
-    readme.write_text(pattern.sub(lambda _: f"{_BEGIN}\n{text}{_END}", before))
+def into_page(page: Path, marker: str, text: str) -> None:
+    """Put the text between the two comments of a Markdown file that have this name."""
+    begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
+    before = page.read_text()
+    pattern = re.compile(f"{begin}.*?{end}", re.DOTALL)
+    assert pattern.search(before), f"{page.name} has no {begin}"
+    page.write_text(pattern.sub(lambda _: f"{begin}\n{text}{end}", before))
+
+
+def five(found: Found) -> str:
+    """Return README's table: what users of Airflow notice most, beside common-io's backend."""
+    figures: list[tuple[str, str, str, dict[str, Any]]] = [
+        ("the first operation of a forked task", "first", "ms", {"process": "forked"}),
+        ("memory that it adds to the task", "first", "MB", {"process": "forked"}),
+        (f"a `set` at {DELAY} ms a request", "latency", "ms", {"operation": "put", "mode": "sync", "delay": DELAY}),
+        (f"longest stop of an event loop, puts at once at {DELAY} ms", "lag", "ms", {"phase": "puts at once"}),
+        ("a clear of 10,000 keys", "clear", "s", {"keys": 10_000, "delay": 0}),
+    ]
+    rows = []
+    for what, measure, unit, case in figures:
+        ours, theirs = (found.get(measure, name, unit=unit, **case) for name in (_OURS, "common-io"))
+        cells = [f"{_number(series.median)} {unit}" if series else "not measured" for series in (ours, theirs)]
+        rows.append(f"| {what} | {cells[0]} | {cells[1]} |\n")
+    return "| | async_state | common-io on s3fs |\n|---|---|---|\n" + "".join(rows)
 
 
 def text(found: Found, results: dict[str, Any], drawn: Sequence[tuple[str, str]], pictures: Path) -> str:
-    """Return the section.
+    """Return what stands between the comments of the page.
 
     Parameters:
         found: all series.
         results: what else results.json says.
         drawn: file and description of each plot.
-        pictures: their directory, as the section shall name it.
+        pictures: their directory, as the page shall name it.
     """
     parts = [_head(results), _targets(found, results.get("mapped")), _losses(found)]
+    parts += ["## Plots\n"] if drawn else []
     parts += [f"![{description}]({(pictures / name).as_posix()})\n" for name, description in drawn]
     tables = (_outage, _first, _latency, _throughput, _clear, _memory, _lag, _cpu)
-    parts += [table for make in tables if (table := make(found))]
+    parts += ["## Every figure\n", *(table for make in tables if (table := make(found)))]
     return "\n".join(parts)
 
 
@@ -66,7 +84,7 @@ def _head(results: dict[str, Any]) -> str:
     machine = f"Python {results['python']}, {results['cpus']} CPUs for client and server"
     small = sorted({run["sizes"] for run in taken} - {"full"})
     warning = f" **Not to be quoted: sizes are those of --{' and --'.join(small)}.**" if small else ""
-    return f"""## Benchmarks
+    return f"""## How it is measured
 
 `make bench` measures all of this in one run of ten minutes, rounds alternating between the clients: common-io's backend
 on s3fs, boto3, and a bare aiobotocore client on the caller's own loop. obstore (a client in Rust) and aiohttp (the HTTP
@@ -166,7 +184,7 @@ def _targets(found: Found, mapped: float | None) -> str:
     ]
     rows = "".join(target.row() for target in targets)
     return (
-        f"### What we hold ourselves to\n\n| | target | measured | |\n|---|---|---|---|\n{rows}\n"
+        f"## What we hold ourselves to\n\n| | target | measured | |\n|---|---|---|---|\n{rows}\n"
         "Mapped tasks are measured by themselves: `python -m bench.mapped 200 5 --json docs/bench/mapped.json`.\n"
     )
 
@@ -209,8 +227,8 @@ def _losses(found: Found) -> str:
     if not rows:
         return ""
     return (
-        "<details><summary><b>Where we lose</b>: every figure in which another one is better by more than "
-        f"{_NOISE - 1:.0%}</summary>\n\n| | ours | better |\n|---|---|---|\n{''.join(rows)}\n</details>\n"
+        "## Where we lose\n\nEvery figure in which another client is better by more than "
+        f"{_NOISE - 1:.0%}.\n\n| | ours | better |\n|---|---|---|\n{''.join(rows)}"
     )
 
 
@@ -296,10 +314,10 @@ def _lag(found: Found) -> str:
     rows = [(name, [found.get("lag", name, phase=phase) for phase in columns], base) for name in _names(found, "lag")]
     return _table(
         "lag",
-        f"worst gap of the caller's loop at {DELAY} ms, ms (common-io's first use fails there, and is in a thread; "
-        "large: 8 MB of JSON in 20,000 rows)",
+        f"worst gap of the caller's loop at {DELAY} ms, ms",
         columns,
         rows,
+        "Common-io's first use fails on a loop, and is in a thread here. Large: 8 MB of JSON in 20,000 rows.",
     )
 
 
@@ -310,11 +328,9 @@ def _cpu(found: Found) -> str:
         (name, [found.get("cpu", name, operation=operation, mode=mode) for operation, mode in columns], base)
         for name in _names(found, "cpu")
     ]
-    title = (
-        "CPU time of an operation, ms (obstore can't be the backend's client: it does not survive a fork, and lacks "
-        "botocore's chain of credentials)"
-    )
-    return _table("cpu", title, [f"{mode} {operation}" for operation, mode in columns], rows)
+    note = "Obstore can't be the backend's client: it survives no fork, and lacks botocore's chain of credentials."
+    titles = [f"{mode} {operation}" for operation, mode in columns]
+    return _table("cpu", "CPU time of an operation, ms", titles, rows, note)
 
 
 def _outage(found: Found) -> str:
@@ -327,7 +343,9 @@ def _outage(found: Found) -> str:
 _Cells = Sequence[Series | None]
 
 
-def _table(measure: str, title: str, columns: Sequence[str], rows: Sequence[tuple[str, _Cells, _Cells]]) -> str:
+def _table(
+    measure: str, title: str, columns: Sequence[str], rows: Sequence[tuple[str, _Cells, _Cells]], note: str = ""
+) -> str:
     rows = [(name, cells, base) for name, cells, base in rows if any(cells)]
     if not rows:
         return ""
@@ -336,8 +354,8 @@ def _table(measure: str, title: str, columns: Sequence[str], rows: Sequence[tupl
         f"| {name} | " + " | ".join(_cell(cell, of) for cell, of in zip(cells, base, strict=True)) + " |"
         for name, cells, base in rows
     ]
-    summary = f"<summary><code>python -m bench {measure}</code>: {title}</summary>"
-    return f"<details>{summary}\n\n" + "\n".join(lines) + "\n\n</details>\n"
+    heading = f"### {title[0].upper()}{title[1:]}\n\n"
+    return f"{heading}By `python -m bench {measure}`. {note}".rstrip() + "\n\n" + "\n".join(lines) + "\n"
 
 
 def _cell(series: Series | None, base: Series | None) -> str:

@@ -286,6 +286,8 @@ def render(minutes: float, rate: float, samples: list[dict[str, float]], tally: 
     lines = [
         "# Soak",
         "",
+        "This page shows half an hour of mixed load against a store that keeps failing: what was lost, and what grew.",
+        "",
         f"`python -m bench.soak {minutes:g} {rate:g}`: {rate:g} operations a second for {minutes:g} minutes by "
         f"{WRITERS} writers, three in ten of them synchronous calls on threads; {FAULTS_PER_REQUEST:.0%} of the "
         "requests met a fault "

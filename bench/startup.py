@@ -93,6 +93,8 @@ def main(report: Path | None) -> None:
     lines = [
         "# Start-up",
         "",
+        "This page shows where the first operation of a task spends its time.",
+        "",
         "Where the first operation of a forked task spends its time, and what preparing the parent takes away: made by",
         "`python -m bench.startup`, which says how. Milliseconds under cProfile, medians of five processes.",
         "",

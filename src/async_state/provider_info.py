@@ -9,6 +9,9 @@ from typing import Any
 
 from async_state.settings import SECTION, options
 
+#: All releases, the latest first.
+VERSIONS = ["0.1.0"]
+
 
 def get_provider_info() -> dict[str, Any]:
     """Return the provider info in the form that Airflow's providers manager expects."""
@@ -16,6 +19,7 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-async-state",
         "name": "Async State",
         "description": "Task and asset state in an object store, without blocking an event loop.",
+        "versions": VERSIONS,
         "cli": ["async_state.components.commands"],
         "config": {
             SECTION: {

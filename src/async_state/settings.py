@@ -1,9 +1,9 @@
 """The options of ``[async_state]``: one frozen dataclass, with one field for each option.
 
 A field holds all that there is to say of its option: type, default, description, example and check. The provider info
-(``airflow config list``) and the table in the README are made from the fields. To add an option, add a field; one for
-S3 also needs a line where the arguments of S3's requests are made, and README its table anew
-(``python -m tests.project.test_readme``).
+(``airflow config list``) and the page docs/options.md are made from the fields. To add an option, add a field; one for
+S3 also needs a line where the arguments of S3's requests are made, and the page is made anew
+(``python -m tests.project.test_pages``).
 """
 
 from __future__ import annotations

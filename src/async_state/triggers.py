@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def task_state(trigger: BaseTrigger) -> AsyncStateStore:
     """Return the state of the task that has deferred to a trigger, for the trigger's ``run``.
 
-    ::
+    In a trigger:
 
         async def run(self):
             state = task_state(self)

@@ -26,6 +26,7 @@ import airflow.example_dags
 import boto3
 import pytest
 
+import async_state.example_dags
 from async_state.testing import REGION, Answer, FakeS3, Request
 from tests.airflow.airflow_services import processes_of_session
 from tests.airflow.dags.async_worker import Run, environment_of
@@ -158,6 +159,9 @@ def tasks(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Task
     (home / "airflow.cfg").touch()
     for name in "async_tasks.py", "async_sync_backend.py", "async_program.py":
         shutil.copy(DAGS / name, home / "dags")
+    # All of them are parsed as files of their own there; what they do is in test_triggerer.py, too.
+    for packaged in Path(next(iter(async_state.example_dags.__path__))).glob("async_state_*.py"):
+        shutil.copy(packaged, home / "dags")
     shutil.copy(Path(next(iter(airflow.example_dags.__path__)), f"{EXAMPLE}.py"), home / "dags")
     moto = moto_server
     runs = [
@@ -169,6 +173,14 @@ def tasks(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Task
             {
                 "AIRFLOW__WORKERS__STATE_STORE_BACKEND": BACKEND,
                 "AIRFLOW__ASYNC_STATE__URL": f"file://{home}/dag-test/state",
+            },
+        ),
+        Run(
+            "packaged",
+            str(DAGS / "async_examples.py"),
+            {
+                "AIRFLOW__WORKERS__STATE_STORE_BACKEND": BACKEND,
+                "AIRFLOW__ASYNC_STATE__URL": f"file://{home}/packaged/state",
             },
         ),
         # Without the patches, on which `AsyncStateStore` must not depend.
@@ -418,6 +430,15 @@ def test_a_connection_that_can_not_be_looked_up_on_the_loop(tasks: Tasks, run: s
     # What the message says to do instead works, and what failed has left nothing.
     assert found["values"] == [None, 2]
     assert found["threads"] == ["MainThread"]
+
+
+def test_the_packaged_examples(tasks: Tasks) -> None:
+    found = json.loads((tasks.home / "packaged" / "found.json").read_text())
+    assert [part.rpartition(", ")[2] for part in found["task"]] == ["part 0", "part 1", "part 2"]
+    assert found["mapped"] == [10, 20]
+    with contextlib.closing(sqlite3.connect(tasks.home / "airflow.db")) as connection:
+        dags = {dag for (dag,) in connection.execute("SELECT dag_id FROM dag WHERE dag_id LIKE 'async_state_%'")}
+    assert dags == {f"async_state_{name}" for name in ("mapped", "sweep", "task", "trigger", "watcher")}
 
 
 def test_contract_33_an_async_task_in_dag_test_uses_its_state(tasks: Tasks) -> None:

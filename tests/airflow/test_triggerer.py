@@ -31,6 +31,10 @@ REQUEST_SECONDS: Final = 0.5
 # A loop that waits for one request stands still for twice as long.
 MOST_STANDSTILL_MS: Final = 250
 EVENT_SECONDS: Final = 600.0
+#: What the names of the packaged examples' objects have in common. Their requests take no longer than they do.
+EXAMPLES: Final = "/async_state_"
+FILE: Final = "2026-01-01.csv"
+CURSOR: Final = "v1/asset/name/async_state_files/worker/cursor"
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Outcome:
         slow_requests: how many requests took half a second.
         gathered_at_once: how many of the sets that are gathered were under way at once.
         returned: what the deferring task returned.
+        example_returned: what the packaged example that defers returned.
         objects: what is in the bucket.
         logs: all log files' text, by path.
     """
@@ -54,6 +59,7 @@ class Outcome:
     slow_requests: int = 0
     gathered_at_once: int = 0
     returned: Any = None
+    example_returned: Any = None
     objects: dict[str, Any] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
 
@@ -70,6 +76,8 @@ def outcome(moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytes
         if "/endless" in request.path:
             holding.set()
             release.wait(EVENT_SECONDS)
+            return None
+        if EXAMPLES in request.path:
             return None
         found.slow_requests += 1
         counted = request.method == "PUT" and "/gathered" in request.path
@@ -99,20 +107,32 @@ def outcome(moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytes
         found.ended.append(services.stop(triggerer))
         found.stopped.append(time.monotonic() - begun)
 
+    def told() -> list[Any]:
+        return [payload for payload in services.asset_events() if payload != FILE]
+
+    def run(dag_id: str, task_id: str) -> Any:
+        services.run_dag(dag_id, RUN, {})
+        return services.get(f"dags/{dag_id}/dagRuns/{RUN}/taskInstances/{task_id}/xcomEntries/return_value")["value"]
+
+    for example in "async_state_trigger.py", "async_state_watcher.py":
+        shutil.copy(ROOT / "src" / "async_state" / "example_dags" / example, services.home / "dags")
     shutil.copy(migrated(shared_directory), services.database)
     moto_server.intercept = delay
     try:
         with services.running(triggerer="triggerer-1"):
-            services.wait_for("the watcher's events", EVENT_SECONDS, lambda: len(services.asset_events()) >= 2)
+            services.wait_for("the watcher's events", EVENT_SECONDS, lambda: len(told()) >= 2)
             services.wait_for("a request that is held", EVENT_SECONDS, holding.is_set)
+            found.example_returned = run("async_state_trigger", "pages")
+            (services.home / "inbox").mkdir()
+            (services.home / "inbox" / FILE).touch()
+            services.wait_for("the event of a file", EVENT_SECONDS, lambda: FILE in services.asset_events())
+            services.wait_for("its cursor", EVENT_SECONDS, lambda: stored(moto_server, f"{prefix}/{CURSOR}"))
             stop("triggerer-1")
             services.start_triggerer("triggerer-2")
-            services.run_dag("deferring", RUN, {})
-            xcom = services.get(f"dags/deferring/dagRuns/{RUN}/taskInstances/deferring/xcomEntries/return_value")
-            found.returned = xcom["value"]
-            services.wait_for("its first event", EVENT_SECONDS, lambda: len(services.asset_events()) >= 3)
+            found.returned = run("deferring", "deferring")
+            services.wait_for("its first event", EVENT_SECONDS, lambda: len(told()) >= 3)
             stop("triggerer-2")
-            found.events = services.asset_events()
+            found.events = told()
     finally:
         moto_server.intercept = None
         release.set()
@@ -158,7 +178,8 @@ def test_watcher_reads_what_it_wrote(outcome: Outcome) -> None:
 def test_values_are_in_the_bucket_and_deleted_ones_are_not(outcome: Outcome) -> None:
     asset = "v1/asset/name/measured/worker"
     task = f"v1/task/deferring/{RUN.replace('+', '%2B')}/deferring/-1/worker"
-    values = {name: value for name, value in outcome.objects.items() if "endless" not in name and "cursor" not in name}
+    others = ("endless", "cursor", EXAMPLES)
+    values = {name: value for name, value in outcome.objects.items() if not any(part in name for part in others)}
     # The deployment, as each triggerer and the scheduler have found it.
     assert values.pop("v1/owner")["database"].endswith("/airflow/airflow.db")
     assert not [name for name, text in outcome.logs.items() if "belongs to another deployment" in text]
@@ -206,6 +227,14 @@ def test_triggerer_stops_in_the_middle_of_an_operation(outcome: Outcome) -> None
         (line,) = (line for line in outcome.logs[triggerer].splitlines() if "Process exited" in line)
         assert "exit_code=0" in line
         assert "signal_sent=SIGINT" in line
+
+
+def test_the_example_of_a_trigger_keeps_its_progress(outcome: Outcome) -> None:
+    assert outcome.example_returned == {"page": 10, "starts": 1}
+
+
+def test_the_example_of_a_watcher_keeps_its_cursor(outcome: Outcome) -> None:
+    assert outcome.objects[CURSOR] == FILE
 
 
 @pytest.mark.parametrize("complaint", ["Unclosed", "never awaited", "different loop", "Task was destroyed"])

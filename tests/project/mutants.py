@@ -37,6 +37,8 @@ _KILLED = ("killed", "timeout")
 _NOT_RUN = "not checked"
 _HEAD = """# Mutants
 
+This page shows how much of a change in the code the tests notice, and which changes none of them does.
+
 `make mutants` changes one thing at a time in the modules without I/O, runs their tests, and writes this page. Of the
 mutants that behave differently, at least 95 % must be killed, which means that some test fails with them.
 

@@ -34,7 +34,11 @@ class PagesTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what Airflow makes the trigger of, in each triggerer that runs it."""
-        return f"{__name__}.PagesTrigger", {"pages": self.pages, "seconds": self.seconds}
+        # A module that the triggerer can import, which a file in the folder of DAGs is not.
+        return "async_state.example_dags.async_state_trigger.PagesTrigger", {
+            "pages": self.pages,
+            "seconds": self.seconds,
+        }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Do what is left."""
@@ -75,5 +79,5 @@ class PagesOperator(BaseOperator):
         return progress
 
 
-with DAG("async_state_trigger", schedule=None, tags=["example"], doc_md=__doc__):
-    PagesOperator(task_id="pages")
+with DAG("async_state_trigger", schedule=None, catchup=False, tags=["async_state"], doc_md=__doc__) as dag:
+    PagesOperator(task_id="pages", pages=10, seconds=0.1)

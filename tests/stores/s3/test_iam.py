@@ -1,4 +1,4 @@
-"""The README's IAM policy is enough for every operation, each of its actions is needed, and nothing outside it is open.
+"""The documented IAM policy is enough for every operation, needs each of its actions, and opens nothing outside it.
 
 On SeaweedFS, from its PyPI wheel, because it enforces such policies in full: actions, resources, the condition on
 ``s3:prefix``, and every key of a DeleteObjects on its own. moto ignores the condition and checks a DeleteObjects
@@ -43,9 +43,9 @@ Policy = dict[str, Any]
 
 
 def documented_policy() -> Policy:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    found = re.search(r"<!-- iam-policy:.*?-->\s*```json\n(.*?)```", readme, re.DOTALL)
-    assert found, "README.md has the policy after its comment iam-policy"
+    page = (Path(__file__).parents[3] / "docs" / "permissions.md").read_text()
+    found = re.search(r"<!-- iam-policy:.*?-->\s*```json\n(.*?)```", page, re.DOTALL)
+    assert found, "permissions.md has the policy after its comment iam-policy"
     policy: Policy = json.loads(found[1].replace("my-bucket", BUCKET).replace("airflow-state", PREFIX))
     return policy
 
