@@ -6,13 +6,17 @@ import asyncio
 import collections
 import datetime
 import enum
+import itertools
 import json
 import math
 import multiprocessing
 import secrets
+import sys
 import threading
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Generator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from async_state import codec
-from async_state.errors import CorruptObjectError, InvalidValueError
+from async_state.errors import ConfigurationError, CorruptObjectError, InvalidValueError
 from tests import fuzzing as fuzzing
 
 pytestmark = pytest.mark.anyio
@@ -212,9 +216,43 @@ async def test_a_large_text_is_encoded_and_decoded_on_a_thread(monkeypatch: pyte
         assert await codec.adecode(body) == text
         assert (body, content_encoding) == encode(text, compression)
     assert len(on_threads) == 6
+    # From 64 KiB on.
+    assert await codec.adecode((await codec.aencode(text[: 64 * 1024], "none"))[0]) == text[: 64 * 1024]
+    assert len(on_threads) == 8
     assert threading.get_ident() not in on_threads
     with pytest.raises(CorruptObjectError, match="truncated"):
         await codec.adecode(encode(text, "gzip")[0][:-1])
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("size", [1, 100_000], ids=["small", "large"])
+async def test_the_coroutine_makes_the_same_bytes(compression: str, size: int) -> None:
+    for more in ({}, {"ending": " \n"}, {"expires_at": NOW}, {"ending": "\t", "expires_at": NOW}):
+        made: Any = await codec.aencode("x" * size, compression, **more)  # type: ignore[arg-type]
+        assert made == codec.encode("x" * size, compression, **more)  # type: ignore[arg-type]
+        assert codec.content_encoding(made[0]) == made[1] == ("" if compression == "none" else compression)
+
+
+async def test_turns_are_offered_once_a_slice_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that ticks each time somebody looks at it, and slices of three ticks."""
+    monkeypatch.setattr(codec, "_SLICE_SECONDS", 3)
+    monkeypatch.setattr(codec, "time", SimpleNamespace(perf_counter=partial(next, itertools.count())))
+
+    def steps() -> Generator[None, None, str]:
+        for _ in range(9):
+            yield
+        return "done"
+
+    offered = 0
+    coroutine = codec._afinish(steps())
+    while True:
+        try:
+            coroutine.send(None)
+        except StopIteration as e:
+            assert e.value == "done"
+            break
+        offered += 1
+    assert offered == 3
 
 
 def test_a_refused_value_is_not_quoted() -> None:
@@ -249,6 +287,66 @@ def test_every_truncation_and_every_flipped_byte_is_noticed(compression: str) ->
 def test_what_is_no_json_is_corrupt(body: bytes) -> None:
     with pytest.raises(CorruptObjectError):
         codec.load(codec.decode(body))
+
+
+def _of(bomb: int) -> bytes:
+    return codec.encode("1" * bomb, "gzip")[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (codec.encode("x" * 100, "gzip")[0][:-1], "truncated gzip data"),
+        (_of(1) + _of(1), "more than one gzip stream, or other data after it"),
+        (b"\xffexpires 2026\n1", "a damaged time of expiry"),
+        (codec.encode("ab", "none")[0] + b"\xff", "not UTF-8 text at byte 2"),
+        (
+            codec.encode("ab", "none", expires_at=datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc))[0]
+            + b"\xff",
+            f"not UTF-8 text at byte {len('.expires 2026-01-01T00:00:00+00:00.') + 2}",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said(body: bytes, said: str) -> None:
+    with pytest.raises(CorruptObjectError) as caught:
+        codec.unpack(body)
+    assert str(caught.value) == said
+
+
+def test_what_is_wrong_with_a_value_is_said() -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        codec.dump(None)
+    assert str(caught.value) == "a state value must not be None; delete the key instead"
+    with pytest.raises(InvalidValueError) as caught:
+        codec.encode("1", "none", expires_at=1)  # type: ignore[arg-type]
+    assert str(caught.value) == "expires_at must be a datetime or None, not int"
+
+
+def test_a_bomb_is_not_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = _of(20_000_000)
+    monkeypatch.setattr(codec, "MAX_TEXT_BYTES", 1000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptObjectError, match="gzip data of more than 1000 bytes"):
+            codec.unpack(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_zstd_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    body, _ = codec.encode("1", "zstd")
+    assert codec.zstd_available() is True
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    assert codec.zstd_available() is False
+    for use in partial(codec.encode, "1", "zstd"), partial(codec.decode, body):
+        with pytest.raises(ConfigurationError) as caught:
+            use()
+        assert str(caught.value) == (
+            "zstd needs the package zstandard: pip install 'airflow-async-state[zstd]' wherever state is written or "
+            "read, or set [async_state] compression to gzip or none"
+        )
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])

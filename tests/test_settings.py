@@ -19,7 +19,7 @@ from airflow.sdk.state import TaskScope
 
 from async_state import AsyncStateBackend, Settings, keys
 from async_state.errors import ConfigurationError, UntrustedRefError
-from async_state.settings import default_url, options
+from async_state.settings import _at_least, _option, default_url, options, problems
 
 BUCKET = "s3://bucket/prefix"
 
@@ -407,26 +407,56 @@ def test_the_options_are_walked_from_the_fields() -> None:
     assert all(option.description.endswith(".") for option in options())
 
 
-def test_zstd_without_the_extra(tmp_path: Path) -> None:
-    """In a process where zstandard can't be found, whatever is installed."""
-    program = """
-import importlib.util, sys
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "zstandard" else find(name, *rest)
-sys.modules["zstandard"] = None
-from async_state import Settings, codec
-from async_state.errors import ConfigurationError
-for attempt in (lambda: Settings(compression="zstd"), lambda: codec.decode(bytes.fromhex("28b52ffd") + b"x")):
-    try:
-        attempt()
-    except ConfigurationError as e:
-        print(e)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
-    constructor, reading = done.stdout.splitlines()
-    assert "[async_state] compression" in constructor
-    assert "airflow-async-state[zstd]" in constructor
-    assert "airflow-async-state[zstd]" in reading
+def test_zstd_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings(compression="zstd").compression == "zstd"
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    assert Settings(compression="gzip").compression == "gzip"
+    with pytest.raises(ConfigurationError) as caught:
+        Settings(compression="zstd")
+    assert str(caught.value) == (
+        "[async_state] compression: zstd needs the extra: pip install 'airflow-async-state[zstd]', or use gzip"
+    )
+
+
+def test_what_a_field_says_of_its_option() -> None:
+    """As the fields of `Settings` are made, whose own are made when the module is imported."""
+
+    @dataclasses.dataclass
+    class Options:
+        fixed: int = _option(3, "Three.", check=_at_least(2), example="4")
+        made: str = _option(lambda: "now", "Made.")
+
+    fixed, made = dataclasses.fields(Options)
+    assert (fixed.default, made.default, Options()) == (3, dataclasses.MISSING, Options(3, "now"))
+    assert dict(made.metadata) == {"description": "Made.", "check": None, "example": None}
+    check = fixed.metadata["check"]
+    assert dict(fixed.metadata) == {"description": "Three.", "check": check, "example": "4"}
+    assert [check(2), check(3)] == [2, 3]
+    with pytest.raises(ValueError, match="^must be an integer, at least 2, not 1$"):
+        check(1)
+
+
+def test_options_as_airflow_cfg_has_them() -> None:
+    texts = Settings(url=BUCKET, trusted_urls=("s3://a", "s3://b"), timeout=2.5, patch_accessors=False).texts()
+    assert list(texts) == [option.name for option in options()]
+    names = ("url", "trusted_urls", "moved_urls", "timeout", "max_attempts", "patch_accessors", "region_name")
+    assert [texts[name] for name in names] == [BUCKET, "s3://a,s3://b", "", "2.5", "0", "False", ""]
+
+
+def test_every_problem_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert problems(FixedConf({"url": BUCKET, "timeout": "2"})) == []
+    monkeypatch.setenv("AIRFLOW__ASYNC_STATE__TIME_OUT", "1")
+    assert [problem.partition(":")[0] for problem in problems(conf)] == ["[async_state] time_out"]
+    monkeypatch.delenv("AIRFLOW__ASYNC_STATE__TIME_OUT")
+    told = problems(FixedConf({"url": BUCKET, "timeout": "soon", "max_concurrency": "0", "moved_urls": BUCKET}))
+    assert told == [
+        "[async_state] max_concurrency: must be an integer, at least 1, not 0",
+        "[async_state] timeout: must be a number, not 'soon'",
+    ]
+    # What two options are together is told once each is right by itself.
+    assert problems(FixedConf({"url": BUCKET, "moved_urls": BUCKET})) == [
+        f"[async_state] moved_urls: holds url itself, {BUCKET}: set url to where the objects have been copied"
+    ]
 
 
 def test_the_default_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -29,6 +29,14 @@ EQUIVALENT: dict[str, str] = {
     "bound = (FIRST_THROTTLED_PAUSE if throttled else FIRST_PAUSE) * 2.0 ** min(failures, 17)": (
         "sixteen doublings are above the longest pause already"
     ),
+    'body = _stamp(expires_at) + text.encode("UTF-8", "surrogatepass") + ending.encode()': (
+        "an encoding's name may be written in either case"
+    ),
+    'return Stored(body[start:].decode("UTF-8", "surrogatepass"), expires_at)': (
+        "an encoding's name may be written in either case"
+    ),
+    "more = unpacker.decompress(unpacker.unconsumed_tail, 2)": "two bytes more tell the same as one",
+    "text: bytes = zstandard.ZstdDecompressor().decompress(body, allow_extra_data=None)": "it is as false as False",
     "broken.append(None)": "no batch is empty, so the error of each name in it is raised before",
     'return quote(text, safe="XX:XX").replace("~", "%7E")': "a letter is never quoted",
 }
