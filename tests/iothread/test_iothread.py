@@ -341,18 +341,24 @@ async def test_an_operation_that_is_cancelled_on_its_way_never_begins() -> None:
 
 
 def test_a_loop_that_is_closed_before_the_answer_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    leave, left = threading.Event(), threading.Event()
+    begun, leave, left = threading.Event(), threading.Event(), threading.Event()
 
     async def linger() -> None:
         # Past its cancelling, until the loop that waited is closed.
+        begun.set()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(PATIENCE)
         await asyncio.to_thread(leave.wait, PATIENCE)
         asyncio.current_task().add_done_callback(lambda _: left.set())  # type: ignore[union-attr]
 
     async def wait_and_give_up() -> None:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(iothread.arun(linger), 0.01)
+        waiting = asyncio.create_task(iothread.arun(linger))
+        # A call that is given up before it begins never does.
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(wait_and_give_up())
