@@ -228,8 +228,8 @@ async def test_a_large_text_is_encoded_and_decoded_on_a_thread(monkeypatch: pyte
 @pytest.mark.parametrize("size", [1, 100_000], ids=["small", "large"])
 async def test_the_coroutine_makes_the_same_bytes(compression: str, size: int) -> None:
     for more in ({}, {"ending": " \n"}, {"expires_at": NOW}, {"ending": "\t", "expires_at": NOW}):
-        made: Any = await codec.aencode("x" * size, compression, **more)  # type: ignore[arg-type]
-        assert made == codec.encode("x" * size, compression, **more)  # type: ignore[arg-type]
+        made: Any = await codec.aencode("x" * size, compression, **more)
+        assert made == codec.encode("x" * size, compression, **more)
         assert codec.content_encoding(made[0]) == made[1] == ("" if compression == "none" else compression)
 
 
@@ -243,16 +243,11 @@ async def test_turns_are_offered_once_a_slice_is_over(monkeypatch: pytest.Monkey
             yield
         return "done"
 
-    offered = 0
     coroutine = codec._afinish(steps())
-    while True:
-        try:
-            coroutine.send(None)
-        except StopIteration as e:
-            assert e.value == "done"
-            break
-        offered += 1
-    assert offered == 3
+    for _ in range(3):
+        assert coroutine.send(None) is None
+    with pytest.raises(StopIteration, match="done"):
+        coroutine.send(None)
 
 
 def test_a_refused_value_is_not_quoted() -> None:
