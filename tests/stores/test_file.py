@@ -326,11 +326,13 @@ class Disk:
         self.reached, self.answers = threading.Event(), threading.Event()
         self._waited = False
 
-    def delay(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, of which the first call waits."""
+    def delay(
+        self, function: Callable[..., Any], concerns: Callable[..., bool] = lambda *_, **__: True
+    ) -> Callable[..., Any]:
+        """Return the function, of which the first call waits that ``concerns`` the test."""
 
         def delayed(*args: Any, **kwargs: Any) -> Any:
-            if not self._waited:
+            if not self._waited and concerns(*args, **kwargs):
                 self._waited = True
                 self.reached.set()
                 self.answers.wait()
@@ -373,7 +375,11 @@ async def begun_is_over(root: Path) -> None:
 async def test_a_write_that_was_given_up_undoes_nothing(
     files: FileStore, root: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, how: str, later: str
 ) -> None:
-    monkeypatch.setattr(os, "fsync", disk.delay(os.fsync))
+    def is_here(descriptor: int) -> bool:
+        # A thread of an earlier test may still write elsewhere.
+        return Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(root)
+
+    monkeypatch.setattr(os, "fsync", disk.delay(os.fsync, is_here))
     await give_up(disk, how, files.put, NAME, b"old", "")
     if later == "set":
         await arun(files.put, NAME, b"new", "")
