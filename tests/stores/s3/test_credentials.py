@@ -16,8 +16,8 @@ from airflow.sdk.state import TaskScope
 
 from async_state import AsyncStateBackend, Settings
 from async_state.errors import StoreCredentialsError, StoreError, StoreUnavailableError
-from async_state.stores import prepare
-from async_state.stores.s3 import prefork, retry
+from async_state.stores import prepare, retry
+from async_state.stores.s3 import prefork
 from async_state.testing import Answer, FakeS3, Request, faults
 from tests.stores.s3.tls import authority, terminator
 

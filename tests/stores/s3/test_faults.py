@@ -26,7 +26,7 @@ from async_state.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from async_state.stores.s3 import retry
+from async_state.stores import retry
 from async_state.testing import FakeS3, Request, faults
 from async_state.testing.contract import Calls
 from async_state.testing.faults import Fault

@@ -1,7 +1,6 @@
 """``s3://bucket/prefix``: S3, and whatever speaks it.
 
     store.py       S3Store: each operation tried until its time is over
-    retry.py       the one retry loop
     bucket.py      a bucket that is open: credentials, the direct way, the client
     operations.py  the five requests that a store sends, their results and errors
     direct.py      the five as one signed HTTP exchange each, past botocore's client

@@ -15,8 +15,9 @@ import anyio
 from async_state import keys
 from async_state.errors import ConditionsError
 from async_state.stores.base import CHECKSUM, checksum
+from async_state.stores.retry import attempts
 from async_state.stores.s3.errors import is_conflict
-from async_state.stores.s3.operations import Object, Operations, S3Error, attempts
+from async_state.stores.s3.operations import Object, Operations, S3Error
 from async_state.stores.s3.options import S3Options
 
 T = TypeVar("T")

@@ -18,12 +18,13 @@ from botocore.exceptions import ClientError
 
 from async_state import threads
 from async_state.errors import StoreTimeoutError
+from async_state.stores.retry import Attempts, attempts, count_attempt
 from async_state.stores.s3 import _botocore
 from async_state.stores.s3.bucket import Bucket, open_bucket
 from async_state.stores.s3.client import error_of
 from async_state.stores.s3.endpoint import is_proxied
 from async_state.stores.s3.errors import is_denied, is_not_implemented, map_exceptions
-from async_state.stores.s3.operations import Attempts, S3Error, attempts, count_attempt
+from async_state.stores.s3.operations import S3Error
 from async_state.stores.s3.options import S3Options
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from async_state.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from async_state.stores.s3.operations import Attempts, NotS3Error, S3Error
+from async_state.stores.retry import Attempts
+from async_state.stores.s3.operations import NotS3Error, S3Error
 from async_state.urls import mask
 
 _DENIED: Final = frozenset({"AccessDenied", "AllAccessDisabled", "403", "Forbidden"})

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from async_state.codec import MAX_BODY_BYTES
@@ -72,7 +69,7 @@ class Refusal(NamedTuple):
 
 
 class Operations(Protocol):
-    """Each method sends one request, counts it in `attempts`, and tries nothing again.
+    """Each method sends one request, counts it in `retry.attempts`, and tries nothing again.
 
     Raises:
         S3Error: S3 answered with an error.
@@ -112,30 +109,3 @@ def check_size(length: int | None) -> None:
     """
     if length is not None and length > MAX_BODY_BYTES:
         raise CorruptObjectError(f"it has {length} bytes, more than any value")
-
-
-@dataclass
-class Attempts:
-    """What an operation has sent so far.
-
-    Attributes:
-        sent: the requests, first and repeated ones.
-        last: the error that the latest failed request ended with.
-        began: when the operation began, by `time.monotonic`.
-    """
-
-    sent: int = 0
-    last: Exception | None = field(default=None, repr=False)
-    began: float = field(default_factory=time.monotonic)
-
-    def __str__(self) -> str:
-        return f"{self.sent} attempt{'s' * (self.sent != 1)} in {time.monotonic() - self.began:.1f} s"
-
-
-#: Those of the operation that runs.
-attempts: ContextVar[Attempts] = ContextVar("async_state_attempts")
-
-
-def count_attempt(**_: object) -> None:
-    """Count a request that is about to be sent. Also a handler for botocore's event ``before-send``."""
-    attempts.get(Attempts()).sent += 1

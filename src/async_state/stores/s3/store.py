@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -12,7 +11,8 @@ import anyio
 from async_state import iothread
 from async_state.errors import CorruptObjectError, StoreError
 from async_state.stores.base import CHECKSUM, Details, Entry, Tagged, checksum
-from async_state.stores.s3 import commands
+from async_state.stores.retry import Attempts, attempts, limit, until
+from async_state.stores.s3 import commands, errors
 from async_state.stores.s3.bucket import Bucket, open_bucket
 from async_state.stores.s3.client import Client
 from async_state.stores.s3.conditions import Conditions
@@ -23,13 +23,11 @@ from async_state.stores.s3.errors import (
     is_of_credentials,
     is_of_region,
     is_retryable,
-    is_timeout,
     map_exceptions,
     store_error,
 )
-from async_state.stores.s3.operations import Attempts, Object, Operations, Page, S3Error, attempts
+from async_state.stores.s3.operations import Object, Operations, Page, S3Error
 from async_state.stores.s3.options import S3Options, bucket_and_prefix
-from async_state.stores.s3.retry import until
 
 T = TypeVar("T")
 
@@ -225,8 +223,8 @@ class S3Store:
 
         token = attempts.set(made)
         try:
-            with map_exceptions(what, self._options.where, made), _deadline(timeout, made) as deadline:
-                return await until(deadline, send, made, self._options.max_attempts)
+            with map_exceptions(what, self._options.where, made), limit(timeout, made, errors) as deadline:
+                return await until(deadline, send, made, self._options.max_attempts, errors)
         finally:
             attempts.reset(token)
 
@@ -253,17 +251,6 @@ async def _send(call: Callable[[Operations], Awaitable[T]], bucket: Bucket) -> T
         # From now on: it finds the right region, and composes what the direct way can't.
         bucket.direct = None
     return await call(await bucket.client())
-
-
-@contextmanager
-def _deadline(seconds: float, made: Attempts) -> Iterator[float]:
-    """Cancel the block after ``seconds``, and raise the last error of its attempts; yield when that is."""
-    with anyio.move_on_after(seconds) as scope:
-        yield scope.deadline
-    if scope.cancelled_caught:
-        if made.last is None or is_timeout(made.last):
-            raise TimeoutError(f"no answer within {round(seconds, 2):g} s")
-        raise made.last
 
 
 class _NoDeleteManyError(StoreError):

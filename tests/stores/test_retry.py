@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 from async_state import AsyncStateBackend, Settings
 from async_state.errors import StoreAccessError, StoreError, StoreUnavailableError
-from async_state.stores.s3 import retry
+from async_state.stores import retry
+from async_state.stores.retry import Attempts
+from async_state.stores.s3 import errors as s3_errors
 from async_state.stores.s3.errors import is_retryable
-from async_state.stores.s3.operations import Attempts, S3Error
+from async_state.stores.s3.operations import S3Error
 from async_state.testing import FakeS3, Request, fake_s3, faults
 from tests import fuzzing as fuzzing
 
@@ -128,7 +130,7 @@ def test_a_pause_is_bounded_and_leaves_time_for_another_request(
     failures: int, remaining: float, retry_after: str
 ) -> None:
     for code in "SlowDown", "InternalError":
-        found = retry.pause(S3Error(code, "", status=503, retry_after=retry_after), failures, remaining)
+        found = retry.pause(S3Error(code, "", status=503, retry_after=retry_after), failures, remaining, s3_errors)
         assert 0 <= found <= 0.9 * remaining
         if not retry_after.isdecimal():
             assert found <= retry.LONGEST_PAUSE
@@ -136,16 +138,16 @@ def test_a_pause_is_bounded_and_leaves_time_for_another_request(
 
 def test_pauses_grow_and_are_spread() -> None:
     def longest(failures: int, code: str) -> float:
-        return max(retry.pause(S3Error(code, ""), failures, 1000) for _ in range(300))
+        return max(retry.pause(S3Error(code, ""), failures, 1000, s3_errors) for _ in range(300))
 
     assert longest(0, "InternalError") <= 0.1 < longest(1, "InternalError") <= 0.2 < longest(3, "InternalError")
-    drawn = sorted(retry.pause(S3Error("InternalError", ""), 2, 1000) for _ in range(300))
+    drawn = sorted(retry.pause(S3Error("InternalError", ""), 2, 1000, s3_errors) for _ in range(300))
     assert drawn[0] < 0.1 < 0.3 < drawn[-1]
 
 
 def test_a_store_that_asks_to_slow_down_is_left_alone_for_a_while() -> None:
     """A second request 4 ms after the first is what it did not ask for."""
-    assert min(retry.pause(S3Error("SlowDown", "", status=503), 0, 1000) for _ in range(300)) >= 0.1
+    assert min(retry.pause(S3Error("SlowDown", "", status=503), 0, 1000, s3_errors) for _ in range(300)) >= 0.1
 
 
 def test_dates_in_retry_after() -> None:
@@ -164,10 +166,10 @@ async def test_the_last_error_is_raised_when_time_or_attempts_are_used_up() -> N
         raise errors[attempts.sent - 1]
 
     with pytest.raises(S3Error, match="2"):
-        await retry.until(asyncio.get_running_loop().time() + 20, send, attempts, 3)
+        await retry.until(asyncio.get_running_loop().time() + 20, send, attempts, 3, s3_errors)
     assert attempts.last is errors[2]
     with pytest.raises(S3Error, match="3"):
-        await retry.until(asyncio.get_running_loop().time(), send, attempts, 0)
+        await retry.until(asyncio.get_running_loop().time(), send, attempts, 0, s3_errors)
 
 
 @pytest.mark.anyio
@@ -197,7 +199,7 @@ async def test_each_pause_may_take_twice_as_long_as_the_one_before(
     monkeypatch.setattr("random.uniform", highest)
     monkeypatch.setattr(anyio, "sleep", noted)
     with pytest.raises(S3Error):
-        await retry.until(anyio.current_time() + 1000, send, attempts, len(pauses) + 1)
+        await retry.until(anyio.current_time() + 1000, send, attempts, len(pauses) + 1, s3_errors)
     assert drawn == pauses
     assert slept == [most for _, most in pauses]
 
@@ -215,7 +217,7 @@ async def test_another_request_is_sent_while_it_can_be_answered(
 
     monkeypatch.setattr(anyio, "current_time", lambda: 0.0)
     with pytest.raises(S3Error):
-        await retry.until(left, send, attempts, 2)
+        await retry.until(left, send, attempts, 2, s3_errors)
     assert attempts.sent == sent
 
 
