@@ -47,6 +47,9 @@ def test_every_option_is_read_from_the_environment(monkeypatch: pytest.MonkeyPat
         "endpoint_url": "http://localhost:9000",
         "region_name": "eu-central-1",
         "aws_conn_id": "aws_state",
+        "azure_account": "state1",
+        "gcp_conn_id": "google_state",
+        "wasb_conn_id": "wasb_state",
         "server_side_encryption": "aws:kms",
         "sse_kms_key_id": "alias/state",
         "patch_accessors": "False",
@@ -68,6 +71,9 @@ def test_every_option_is_read_from_the_environment(monkeypatch: pytest.MonkeyPat
         endpoint_url="http://localhost:9000",
         region_name="eu-central-1",
         aws_conn_id="aws_state",
+        azure_account="state1",
+        gcp_conn_id="google_state",
+        wasb_conn_id="wasb_state",
         server_side_encryption="aws:kms",
         sse_kms_key_id="alias/state",
         patch_accessors=False,
@@ -84,6 +90,10 @@ def test_every_option_is_read_from_the_environment(monkeypatch: pytest.MonkeyPat
         ({"compression": "x"}, "compression: must be one of none, gzip, zstd, not 'x'"),
         ({"aws_conn_id": "a b"}, "aws_conn_id: must be the id of a connection, not 'a b'"),
         ({"aws_conn_id": "a" * 251}, f"aws_conn_id: must be the id of a connection, not '{'a' * 251}'"),
+        (
+            {"azure_account": "a2"},
+            "azure_account: must be the name of a storage account, 3 to 24 lower-case letters and digits",
+        ),
         ({"owner": "a b"}, "owner: must be printable ASCII characters without spaces, not 'a b'"),
         (
             {"server_side_encryption": "AES256", "sse_kms_key_id": "k"},
@@ -149,7 +159,14 @@ def test_what_is_unset_or_empty_has_its_default(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("url", "gs://bucket/x", "s3://"),
+        ("url", "ftp://bucket/x", "s3://"),
+        ("url", "gs://UPPER/x", "name a bucket"),
+        ("url", "gs://conn@bucket/a", "gcp_conn_id"),
+        ("url", "az://two--dashes/x", "name a container"),
+        ("url", "az://conn@container/a", "wasb_conn_id"),
+        ("azure_account", "Some-Account", "storage account"),
+        ("gcp_conn_id", "google default", "id of a connection"),
+        ("wasb_conn_id", "wasb default", "id of a connection"),
         ("url", "bucket/prefix", "s3://"),
         ("url", "s3://", "name a bucket"),
         ("url", "s3:///prefix", "name a bucket"),
@@ -226,6 +243,10 @@ def test_contract_25_a_bad_option_fails_in_the_constructor_with_its_full_name(
         ("endpoint_url", "https://host/?token=hunter2"),
         ("region_name", "https://admin:hunter2@host"),
         ("aws_conn_id", "aws://KEY:hunter2@"),
+        ("url", "gs://KEY:hunter2/WITH/SLASH@bucket"),
+        ("url", "az://container/a?sig=hunter2"),
+        ("azure_account", "hunter2/WITH/SLASH=="),
+        ("wasb_conn_id", "wasb://KEY:hunter2@"),
     ],
 )
 def test_a_secret_in_a_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch, option: str, value: str) -> None:

@@ -25,6 +25,8 @@ from tests import fuzzing as fuzzing
         ("s3://bucket/", "s3://bucket"),
         ("s3://bucket/a/b/", "s3://bucket/a/b"),
         ("S3://bucket/a@b:c", "s3://bucket/a@b:c"),
+        ("gs://my_bucket.example.com/a/b/", "gs://my_bucket.example.com/a/b"),
+        ("AZ://my-container-1/a@b:c/", "az://my-container-1/a@b:c"),
         ("file:///a%20b/", "file:///a%20b"),
         ("memory://", "memory://"),
         ("memory://name/", "memory://name"),
@@ -39,7 +41,27 @@ def test_a_base_has_no_slash_at_its_end(url: str, base: str) -> None:
     ("check", "url", "said"),
     [
         (urls.check_base, "s3://[", "is no URL: 's3://['"),
-        (urls.check_base, "gs://b", "must start with s3://, file://, memory://; 'gs://b' does not"),
+        (urls.check_base, "ftp://b", "must start with s3://, gs://, az://, file://, memory://; 'ftp://b' does not"),
+        (urls.check_base, "gs://c@b", "must not hold credentials or a connection id; see [async_state] gcp_conn_id"),
+        (urls.check_base, "az://c@b", "must not hold credentials or a connection id; see [async_state] wasb_conn_id"),
+        (urls.check_base, "file://c@b", "must not hold credentials or a connection id"),
+        (urls.check_base, "gs://bu", "must name a bucket, gs://bucket/prefix, not 'gs://bu'"),
+        (urls.check_base, "gs://Bucket", "must name a bucket, gs://bucket/prefix, not 'gs://Bucket'"),
+        (urls.check_base, "gs://bucket-", "must name a bucket, gs://bucket/prefix, not 'gs://bucket-'"),
+        (urls.check_base, "gs://" + "b" * 223, f"must name a bucket, gs://bucket/prefix, not 'gs://{'b' * 223}'"),
+        (urls.check_base, "gs://bucket/a//b", "must not have two slashes in a row in the prefix: 'gs://bucket/a//b'"),
+        *[
+            (
+                urls.check_base,
+                f"az://{name}/p",
+                "must name a container of 3 to 63 lower-case letters, digits and single dashes, az://container/prefix, "
+                f"not 'az://{name}/p'",
+            )
+            for name in ("co", "c" * 64, "-container", "container-", "con--tainer", "Container", "con_tainer", "$root")
+        ],
+        (urls.check_base, "az://con/..", "the prefix may hold letters, digits and !_.*'()=:@- only, not '..'"),
+        (urls.check_account, "a2", "must be the name of a storage account, 3 to 24 lower-case letters and digits"),
+        (urls.check_account, "a" * 25, "must be the name of a storage account, 3 to 24 lower-case letters and digits"),
         (urls.check_base, "s3://c@b", "must not hold credentials or a connection id; see [async_state] aws_conn_id"),
         (urls.check_base, "s3://K:/@b", "must not hold credentials or a connection id; see [async_state] aws_conn_id"),
         (urls.check_base, "s3://b?a", "must not have a query or a fragment: 's3://b'"),
@@ -53,12 +75,16 @@ def test_a_base_has_no_slash_at_its_end(url: str, base: str) -> None:
         (
             urls.check_base,
             "s3://b/" + "x" * (urls.MAX_PREFIX_BYTES + 1),
-            f"the prefix may have {urls.MAX_PREFIX_BYTES} characters, so that no object key exceeds S3's 1,024 bytes",
+            f"the prefix may have {urls.MAX_PREFIX_BYTES} characters, so that no object key exceeds 1,024 bytes",
         ),
         (urls.check_base, "file://h/p", "must be an absolute path, file:///path, not 'file://h/p'"),
         (urls.check_base, "file:///", "must be an absolute path, file:///path, not 'file:///'"),
         (urls.check_base, "file:///%00", "can't be a path of this machine: 'file:///%00'"),
-        (urls.check_endpoint, "http://u@h", "must not hold credentials; see [async_state] aws_conn_id"),
+        (
+            urls.check_endpoint,
+            "http://u@h",
+            "must not hold credentials; see [async_state] aws_conn_id, gcp_conn_id, wasb_conn_id",
+        ),
         (urls.check_endpoint, "ftp://h", "must be an http:// or https:// URL of a host, not 'ftp://h'"),
         (urls.check_endpoint, "http://h:0", "must be an http:// or https:// URL of a host, not 'http://h:0'"),
         (urls.check_endpoint, "http://h?a", "must be an http:// or https:// URL of a host, not 'http://h'"),
@@ -71,7 +97,20 @@ def test_what_is_wrong_with_a_url_is_said(check: Callable[[str], str], url: str,
     assert str(caught.value) == said
 
 
-@pytest.mark.parametrize("url", ["s3://" + "b" * 255, "s3://b/" + "x" * urls.MAX_PREFIX_BYTES, "s3://b/" + "a/b" * 9])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://" + "b" * 255,
+        "s3://b/" + "x" * urls.MAX_PREFIX_BYTES,
+        "s3://b/" + "a/b" * 9,
+        "gs://b_1",
+        "gs://" + "b" * 222,
+        "gs://bucket/" + "x" * urls.MAX_PREFIX_BYTES,
+        "az://c-1",
+        "az://" + "c" * 63,
+        "az://container/" + "x" * urls.MAX_PREFIX_BYTES,
+    ],
+)
 def test_bases_up_to_the_limits_are_taken(url: str) -> None:
     assert urls.check_base(url) == url
 

@@ -187,9 +187,10 @@ class CommonIo:
                 "the values that are still needed with common-io's backend, and set their keys anew with this one"
             )
         changes: dict[str, Any] = {"url": url, "trusted_urls": ()}
-        if self._store == "file":
-            changes |= {"aws_conn_id": None}
-        elif location.conn_id:
+        if not settings.url.startswith("s3://"):
+            # It is the address of another store.
+            changes |= {"endpoint_url": None}
+        if self._store == "s3" and location.conn_id:
             changes |= {"aws_conn_id": location.conn_id, "endpoint_url": None, "region_name": None}
         try:
             return Objects(dataclasses.replace(settings, **changes)), ""

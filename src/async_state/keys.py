@@ -6,8 +6,8 @@ An object's name is readable and says what it holds::
     v1/asset/<name|uri|id>/<identifier>/<side>/<key>
 
 Each identifier is one percent-encoded segment. An identifier that is too long keeps its beginning and ends in ``~`` and
-a hash of the whole, so that a name never exceeds S3's limit of 1,024 bytes. ``~`` and ``@`` are always encoded inside
-an identifier, so that no identifier can forge such an ending.
+a hash of the whole, so that a name never exceeds the stores' limit of 1,024 bytes. ``~`` and ``@`` are always encoded
+inside an identifier, so that no identifier can forge such an ending.
 
 A reference is the base URL and the name. It is untrusted input: a name is taken from a reference only if it has exactly
 the form that this module writes.
@@ -27,7 +27,7 @@ from uuid import UUID
 
 from async_state.errors import InvalidKeyError, InvalidScopeError, UntrustedRefError
 
-#: S3's limit on an object key, in bytes of UTF-8.
+#: The limit of S3 and of Google Cloud Storage on an object key, in bytes of UTF-8. Azure's is 1,024 characters.
 MAX_OBJECT_KEY_BYTES: Final = 1024
 #: Airflow's limit on a state key, in characters.
 MAX_KEY_LENGTH: Final = 512

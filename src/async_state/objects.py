@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from async_state import codec, connection, iothread, telemetry
+from async_state import codec, connections, iothread, telemetry, urls
 from async_state.codec import Stored
-from async_state.connection import Connection
+from async_state.connections import Connection
 from async_state.errors import ConfigurationError, CorruptObjectError, StoreCredentialsError, StoreTimeoutError
 from async_state.limiter import Limiter, Slot
 from async_state.settings import Settings
@@ -114,8 +114,8 @@ class Objects:
         self._settings = settings
         self._limiter = Limiter(settings.max_concurrency)
         self._stores = Stores(settings)
-        # Without a connection to look up, there is nothing to wait for.
-        self._connection = None if settings.aws_conn_id else Connection()
+        # By the option that names it, from the first operation that needs it on.
+        self._connections: dict[str, Connection] = {}
 
     @property
     def url(self) -> str:
@@ -241,30 +241,38 @@ class Objects:
 
     async def _hop(self, function: Callable[..., Coroutine[Any, Any, T]], base: str, *args: object, until: float) -> T:
         """Call a coroutine of `Stores` on the I/O thread, and once more where a newer connection may be accepted."""
-        used = self._connection or await self._look_up()
+        used = self._connections.get(urls.connection_option(base)) or await self._look_up(base)
         try:
             return await iothread.arun(function, base, used, *args, timeout=until - time.monotonic())
         except StoreCredentialsError:
-            newer = await self._newer_than(used)
+            newer = await self._newer_than(used, base)
             if newer is None:
                 raise
             return await iothread.arun(function, base, newer, *args, timeout=until - time.monotonic())
 
-    async def _look_up(self) -> Connection:
-        conn_id = str(self._settings.aws_conn_id)
+    async def _look_up(self, base: str) -> Connection:
+        option = urls.connection_option(base)
+        conn_id = connections.conn_id(base, self._settings)
         # On the calling thread, and so before the hop (CONTRACTS 23).
-        self._connection = connection.get(conn_id) if iothread.blocks() else await connection.aget(conn_id)
-        return self._connection
+        if not conn_id:
+            found = connections.empty(base)
+        elif iothread.blocks():
+            found = connections.get(option, conn_id)
+        else:
+            found = await connections.aget(option, conn_id)
+        self._connections[option] = found
+        return found
 
-    async def _newer_than(self, refused: Connection) -> Connection | None:
+    async def _newer_than(self, refused: Connection, base: str) -> Connection | None:
         """Return the connection if it has changed since it was looked up."""
-        if not self._settings.aws_conn_id:
+        if not refused.conn_id:
             return None
         # Another operation may have looked it up already.
-        if self._connection != refused:
-            return self._connection
+        known = self._connections[urls.connection_option(base)]
+        if known != refused:
+            return known
         with contextlib.suppress(ConfigurationError):
-            found = await self._look_up()
+            found = await self._look_up(base)
             return found if found != refused else None
         return None
 

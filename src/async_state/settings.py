@@ -96,7 +96,7 @@ class Settings:
     """The options of ``[async_state]``.
 
     Each field is the option of the same name, ``AIRFLOW__ASYNC_STATE__<NAME>`` in the environment. Its metadata has
-    its description. An option that is ``None`` is left to botocore's own chain.
+    its description. An option that is ``None`` is left to the store's own library and environment.
 
     Raises:
         ConfigurationError: An option can't be used. The message has its full name.
@@ -104,9 +104,10 @@ class Settings:
 
     url: str = _option(
         default_url,
-        "The base URL below which state is kept: s3://bucket/prefix in production; file:///path, a directory of this "
-        "machine; or memory://name, the memory of one process, for tests. Empty: the directory async_state in "
-        "AIRFLOW_HOME.",
+        "The base URL below which state is kept. In production: s3://bucket/prefix for S3; gs://bucket/prefix for "
+        "Google Cloud Storage, which needs the extra gcs; or az://container/prefix for Azure Blob Storage, which needs the "
+        "extra azure. Else file:///path, a directory of this machine; or memory://name, the memory of one process, for "
+        "tests. Empty: the directory async_state in AIRFLOW_HOME.",
         check=urls.check_base,
         example="s3://my-bucket/airflow-state",
     )
@@ -188,7 +189,10 @@ class Settings:
     )
     endpoint_url: str | None = _option(
         None,
-        "The URL of the store, where it is not AWS.",
+        "The address of url's store, where it is not the cloud's own: of S3; of Google Cloud Storage; or, for az://, "
+        "of the storage account, such as http://127.0.0.1:10000/devstoreaccount1. A URL of another scheme in trusted_urls "
+        "or moved_urls has its store's address from the environment (AWS_ENDPOINT_URL, STORAGE_EMULATOR_HOST, "
+        "AZURE_STORAGE_CONNECTION_STRING) or from its connection.",
         check=urls.check_endpoint,
         example="https://minio.example.com:9000",
     )
@@ -200,10 +204,31 @@ class Settings:
     )
     aws_conn_id: str | None = _option(
         None,
-        "The Airflow connection, of type aws, that holds the credentials. Empty: botocore's own chain finds them, and "
-        "they never pass through the API server.",
+        "The Airflow connection, of type aws, that holds the credentials for s3:// URLs. Empty: botocore's own chain "
+        "finds them, and they never pass through the API server.",
         check=_connection_id,
         example="aws_default",
+    )
+    azure_account: str | None = _option(
+        None,
+        "The storage account of az:// URLs. Empty: the one in AZURE_STORAGE_ACCOUNT, AZURE_STORAGE_ACCOUNT_NAME or "
+        "AZURE_STORAGE_CONNECTION_STRING of the environment, or the connection's.",
+        check=urls.check_account,
+        example="mystorageaccount",
+    )
+    gcp_conn_id: str | None = _option(
+        None,
+        "The Airflow connection, of type google_cloud_platform, that holds the credentials for gs:// URLs. Empty: "
+        "Google's Application Default Credentials, and they never pass through the API server.",
+        check=_connection_id,
+        example="google_cloud_default",
+    )
+    wasb_conn_id: str | None = _option(
+        None,
+        "The Airflow connection, of type wasb, that holds the credentials for az:// URLs. Empty: Azure's default "
+        "credentials, and they never pass through the API server.",
+        check=_connection_id,
+        example="wasb_default",
     )
     server_side_encryption: str | None = _option(
         None,
@@ -258,7 +283,7 @@ class Settings:
         return (self.url if base in self.moved_urls else base), name
 
     def texts(self) -> dict[str, str]:
-        """Return each option as it would stand in ``airflow.cfg``; one that is left to botocore is empty."""
+        """Return each option as it would stand in ``airflow.cfg``; one that is ``None`` is empty."""
         values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
         return {
             name: ",".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
@@ -316,7 +341,7 @@ class Option(NamedTuple):
 
 
 def options() -> Iterator[Option]:
-    """Yield each option. A default that this machine decides, or botocore, is empty.
+    """Yield each option. A default that this machine or a cloud's library decides is empty.
 
     Airflow writes the defaults into the ``airflow.cfg`` that it generates, where they stay whatever changes later.
     """

@@ -15,14 +15,21 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from async_state.keys import MAX_NAME_BYTES, MAX_OBJECT_KEY_BYTES
 
-#: The longest prefix with which no object key exceeds S3's limit; one byte is the slash between prefix and name.
+#: The longest prefix with which no object key exceeds the stores' limit; one byte is the slash between prefix and name.
 MAX_PREFIX_BYTES: Final = MAX_OBJECT_KEY_BYTES - MAX_NAME_BYTES - 1
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+#: What Google and Azure accept as the name of a new bucket or container. Azure's ``$root`` and ``$web`` are no place
+#: for state: the one takes no names with a slash, and the other may be readable by everybody.
+_GOOGLE_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_CONTAINER: Final = re.compile(r"(?=.{3,63}\Z)[a-z0-9]+(?:-[a-z0-9]+)*")
 _PREFIX_SEGMENT: Final = re.compile(r"[A-Za-z0-9!_.*'()=:@-]+")
 #: What botocore accepts as a region and as the host of an endpoint.
 _REGION: Final = re.compile(r"(?![0-9]+\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 _HOST_LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
+
+#: The option that names the Airflow connection, by the scheme of the store.
+_CONNECTIONS: Final = {"s3": "aws_conn_id", "gs": "gcp_conn_id", "az": "wasb_conn_id"}
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 #: A parameter of a URL's query whose name says that its value is secret, as in a presigned URL.
@@ -55,7 +62,9 @@ def check_base(url: str) -> str:
         raise ValueError(f"must start with {schemes}; {shown(url)!r} does not")
     # A secret that holds a slash ends what is parsed as the host.
     if "@" in parts.netloc or (":" in parts.netloc and "@" in url):
-        raise ValueError("must not hold credentials or a connection id; see [async_state] aws_conn_id")
+        option = _CONNECTIONS.get(parts.scheme)
+        where = f"; see [async_state] {option}" if option else ""
+        raise ValueError(f"must not hold credentials or a connection id{where}")
     if "?" in url or "#" in url:
         raise ValueError(f"must not have a query or a fragment: {shown(url)!r}")
     _CHECKS[parts.scheme](parts, url)
@@ -79,13 +88,13 @@ def check_bases(urls: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_endpoint(url: str) -> str:
-    """Return ``url`` if botocore can take it as an endpoint.
+    """Return ``url`` if a store can be at it. botocore is the strictest of those who take it.
 
     Raises:
         ValueError: it is no HTTP URL, or holds credentials, a query or a fragment.
     """
     if "@" in url:
-        raise ValueError("must not hold credentials; see [async_state] aws_conn_id")
+        raise ValueError(f"must not hold credentials; see [async_state] {', '.join(_CONNECTIONS.values())}")
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.port != 0 and _is_host(parts.hostname or "")
@@ -105,6 +114,22 @@ def check_region(name: str) -> str:
     if not _REGION.fullmatch(name):
         raise ValueError(f"must be a region such as eu-central-1, not {shown(name)!r}")
     return name
+
+
+def check_account(name: str) -> str:
+    """Return ``name`` if a storage account of Azure can have it.
+
+    Raises:
+        ValueError: it can't. The message does not have the name, for which a key may have been mistaken.
+    """
+    if not re.fullmatch("[a-z0-9]{3,24}", name):
+        raise ValueError("must be the name of a storage account, 3 to 24 lower-case letters and digits")
+    return name
+
+
+def connection_option(url: str) -> str:
+    """Return the option that names the Airflow connection for a base URL's store, or an empty string."""
+    return _CONNECTIONS.get(url.partition("://")[0], "")
 
 
 def shown(url: str) -> str:
@@ -140,6 +165,25 @@ def _masked(word: str) -> str:
 def _check_s3(parts: SplitResult, url: str) -> None:
     if not _BUCKET.fullmatch(parts.netloc):
         raise ValueError(f"must name a bucket, s3://bucket/prefix, not {shown(url)!r}")
+    _check_prefix(parts, url)
+
+
+def _check_gs(parts: SplitResult, url: str) -> None:
+    if not _GOOGLE_BUCKET.fullmatch(parts.netloc):
+        raise ValueError(f"must name a bucket, gs://bucket/prefix, not {shown(url)!r}")
+    _check_prefix(parts, url)
+
+
+def _check_az(parts: SplitResult, url: str) -> None:
+    if not _CONTAINER.fullmatch(parts.netloc):
+        raise ValueError(
+            "must name a container of 3 to 63 lower-case letters, digits and single dashes, az://container/prefix, not "
+            f"{shown(url)!r}"
+        )
+    _check_prefix(parts, url)
+
+
+def _check_prefix(parts: SplitResult, url: str) -> None:
     prefix = parts.path.rstrip("/").removeprefix("/")
     for segment in prefix.split("/") if prefix else ():
         if not segment:
@@ -148,7 +192,7 @@ def _check_s3(parts: SplitResult, url: str) -> None:
             raise ValueError(f"the prefix may hold letters, digits and !_.*'()=:@- only, not {segment!r}")
     if len(prefix) > MAX_PREFIX_BYTES:
         raise ValueError(
-            f"the prefix may have {MAX_PREFIX_BYTES} characters, so that no object key exceeds S3's 1,024 bytes"
+            f"the prefix may have {MAX_PREFIX_BYTES} characters, so that no object key exceeds 1,024 bytes"
         )
 
 
@@ -169,6 +213,8 @@ def _check_memory(parts: SplitResult, url: str) -> None:
 
 _CHECKS: Final[dict[str, Callable[[SplitResult, str], None]]] = {
     "s3": _check_s3,
+    "gs": _check_gs,
+    "az": _check_az,
     "file": _check_file,
     "memory": _check_memory,
 }

@@ -13,8 +13,8 @@ import pytest
 from airflow.sdk import Connection
 from airflow.sdk.state import TaskScope
 
-from async_state import AsyncStateBackend, Settings
-from async_state import connection as connections
+from async_state import AsyncStateBackend, Settings, connections
+from async_state.connections.aws import AwsConnection
 from async_state.errors import ConfigurationError
 from async_state.testing import FakeS3
 from tests import servers
@@ -38,14 +38,19 @@ def connection(monkeypatch: pytest.MonkeyPatch, **extra: Any) -> None:
 
 
 @pytest.fixture(params=["get", "aget"])
-def look_up(request: pytest.FixtureRequest) -> Callable[[], connections.Connection]:
+def look_up(request: pytest.FixtureRequest) -> LookUp:
     """Look the connection up in one of the two ways."""
-    if request.param == "get":
-        return lambda: connections.get("aws_state")
-    return lambda: anyio.run(connections.aget, "aws_state")
+
+    def look_up() -> AwsConnection:
+        ask = "aws_conn_id", "aws_state"
+        found = connections.get(*ask) if request.param == "get" else anyio.run(connections.aget, *ask)
+        assert isinstance(found, AwsConnection)
+        return found
+
+    return look_up
 
 
-LookUp = Callable[[], connections.Connection]
+LookUp = Callable[[], AwsConnection]
 
 
 @pytest.mark.usefixtures("without_credentials")
@@ -154,7 +159,7 @@ def test_a_connection_without_keys_leaves_them_to_botocores_chain(
     monkeypatch: pytest.MonkeyPatch, look_up: LookUp
 ) -> None:
     defined(monkeypatch, extra={"region_name": "eu-central-1"})
-    assert look_up() == connections.Connection(conn_id="aws_state", region_name="eu-central-1")
+    assert look_up() == AwsConnection(conn_id="aws_state", region_name="eu-central-1")
 
 
 def test_its_secrets_are_not_in_its_repr(monkeypatch: pytest.MonkeyPatch, look_up: LookUp) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from airflow.sdk.state import AssetScope, TaskScope
 
-from async_state import AsyncStateBackend, Settings, iothread
-from async_state.connection import Connection
+from async_state import AsyncStateBackend, Settings, connections, iothread
 from async_state.keys import Side, object_name
 from async_state.stores import open_store
 from async_state.stores.base import Details
@@ -18,7 +17,7 @@ def stored(settings: Settings, name: str) -> tuple[Details, bytes]:
     """What the store says of the object, and its content."""
 
     async def look() -> tuple[Details | None, bytes | None]:
-        store = open_store(settings.url, settings, Connection())
+        store = open_store(settings.url, settings, connections.empty(settings.url))
         try:
             return await store.head(name, timeout=20), await store.get(name, timeout=20)
         finally:

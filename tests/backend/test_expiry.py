@@ -20,8 +20,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from async_state import AsyncStateBackend, Settings, StateStore, codec, compat, iothread, keys
-from async_state.connection import Connection
+from async_state import AsyncStateBackend, Settings, StateStore, codec, compat, connections, iothread, keys
 from async_state.errors import InvalidValueError, StoreError
 from async_state.keys import Side
 from async_state.stores import open_store
@@ -162,7 +161,7 @@ def test_cleanup_leaves_everything_else(
     damaged = keys.object_name(task, "damaged", Side.SERVER)
 
     async def put() -> None:
-        store = open_store(url, own._settings, Connection())
+        store = open_store(url, own._settings, connections.empty(url))
         try:
             await store.put(foreign, expired, "", timeout=10)
             await store.put(ref.removeprefix(f"{url}/"), expired, "", timeout=10)
@@ -171,7 +170,7 @@ def test_cleanup_leaves_everything_else(
             await store.aclose()
 
     async def names() -> set[str]:
-        store = open_store(url, own._settings, Connection())
+        store = open_store(url, own._settings, connections.empty(url))
         try:
             return {entry.name async for page in store.entries("v1/task/", timeout=10) for entry in page}
         finally:

@@ -31,8 +31,7 @@ from hypothesis import strategies as st
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
-from async_state import AsyncStateBackend, Settings
-from async_state.connection import Connection
+from async_state import AsyncStateBackend, Settings, connections
 from async_state.errors import AsyncStateError, ConfigurationError, CorruptObjectError, StoreError, UntrustedRefError
 from async_state.keys import Side, make_ref, object_name, scope_prefix, split_ref
 from async_state.stores import open_store
@@ -462,7 +461,7 @@ def test_any_option_is_usable_or_named(options: dict[str, str]) -> None:
         assert fits_one_line(str(e))  # noqa: PT017
     else:
         for base in made.bases:
-            open_store(base, made, Connection())
+            open_store(base, made, connections.empty(base))
         assert fits_one_line(repr(AsyncStateBackend(made)))
 
 

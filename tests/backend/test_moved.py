@@ -15,8 +15,7 @@ from airflow.sdk.state import AssetScope, TaskScope
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_state import AsyncStateBackend, Settings, copying, iothread
-from async_state.connection import Connection
+from async_state import AsyncStateBackend, Settings, connections, copying, iothread
 from async_state.copying import Copying
 from async_state.errors import UntrustedRefError
 from async_state.stores import open_store
@@ -35,7 +34,7 @@ def move(old: Settings, new: Settings) -> None:
     """Copy what is below the old URL, as the command does, and delete it there."""
 
     async def run() -> None:
-        source, target = (open_store(each.url, each, Connection()) for each in (old, new))
+        source, target = (open_store(each.url, each, connections.empty(each.url)) for each in (old, new))
         try:
             with copying.database() as database:
                 copy = Copying(source, old.url, target, concurrency=8, timeout=20, database=database)
@@ -56,7 +55,7 @@ def stored(settings: Settings) -> list[str]:
     """The names of what is below the URL."""
 
     async def run() -> list[str]:
-        store = open_store(settings.url, settings, Connection())
+        store = open_store(settings.url, settings, connections.empty(settings.url))
         try:
             return [entry.name async for page in store.entries("", timeout=20) for entry in page]
         finally:

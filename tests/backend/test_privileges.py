@@ -15,7 +15,7 @@ from airflow.sdk.state import AssetScope, TaskScope
 from pydantic import JsonValue
 
 from async_state import AsyncStateBackend, Settings
-from async_state.connection import Connection
+from async_state.connections.aws import AwsConnection
 from async_state.errors import AsyncStateError
 from async_state.stores.s3 import S3Options
 from async_state.testing import FakeS3, faults
@@ -140,7 +140,7 @@ def test_what_others_do_with_botocore_is_logged_as_before(everything: Everything
 
 
 def test_credentials_are_not_in_the_options_repr() -> None:
-    options = S3Options("bucket", connection=Connection("c", KEY_ID, SECRET, TOKEN))
+    options = S3Options("bucket", connection=AwsConnection("c", KEY_ID, SECRET, TOKEN))
     assert leaked([repr(options), str(options)]) == set()
 
 

@@ -19,10 +19,9 @@ from urllib.parse import unquote
 import pytest
 from airflow.sdk.state import AssetScope, TaskScope
 
-from async_state import AsyncStateBackend, Settings, codec, iothread
+from async_state import AsyncStateBackend, Settings, codec, connections, iothread
 from async_state.cli import copy as command
 from async_state.cli import definition, output, runner
-from async_state.connection import Connection
 from async_state.copying import Copying
 from async_state.stores import Store, open_store
 from async_state.stores.file import FileStore
@@ -81,7 +80,7 @@ class Place:
 
     def _with(self, function: Callable[[Store], Any]) -> Any:
         async def run() -> Any:
-            store = open_store(self.url, self.settings, Connection())
+            store = open_store(self.url, self.settings, connections.empty(self.url))
             try:
                 return await function(store)
             finally:

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import anyio
 import pytest
 
-from async_state import Settings, iothread
-from async_state.connection import Connection
+from async_state import Settings, connections, iothread
 from async_state.errors import ConditionsError
 from async_state.stores import Store, open_store
 from async_state.testing import FakeS3, faults
@@ -38,7 +37,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.Mon
             monkeypatch.setattr("async_state.stores.s3.bucket.prefork.find", lambda options: None)
             monkeypatch.setattr("async_state.stores.s3.bucket.resolve", _no_endpoint)
         settings = Settings(url="s3://state/conditions", endpoint_url=request.getfixturevalue("moto").url)
-    return open_store(settings.url, settings, Connection())
+    return open_store(settings.url, settings, connections.empty(settings.url))
 
 
 async def _no_endpoint(*_: object) -> None:
@@ -90,7 +89,7 @@ async def test_of_many_at_once_one_writes(store: Store, name: str) -> None:
 @pytest.mark.parametrize("fault", [faults.reset_after_carrying_out(), faults.error(500, "InternalError")])
 async def test_an_answer_that_is_lost_does_not_hide_a_write(moto: FakeS3, name: str, fault: faults.Fault) -> None:
     settings = Settings(url="s3://state/lost", endpoint_url=moto.url)
-    store = open_store(settings.url, settings, Connection())
+    store = open_store(settings.url, settings, connections.empty(settings.url))
     assert await arun(store.put_if_unchanged, name, b"1", "", None)
     seen = await arun(store.get_tagged, name)
     with moto.failing(fault, method="PUT", times=1) as failing:
@@ -106,7 +105,7 @@ async def test_a_store_that_ignores_conditions_is_found_out_before_anything_is_w
     rclone_url: str, name: str
 ) -> None:
     settings = Settings(url="s3://state/ignores", endpoint_url=rclone_url)
-    store = open_store(settings.url, settings, Connection())
+    store = open_store(settings.url, settings, connections.empty(settings.url))
     await arun(store.put, name, b"1", "")
     seen = await arun(store.get_tagged, name)
     for _ in range(2):

@@ -16,8 +16,7 @@ import anyio
 import boto3
 import pytest
 
-from async_state import Settings, codec, iothread
-from async_state.connection import Connection
+from async_state import Settings, codec, connections, iothread
 from async_state.stores import Store, open_store
 from async_state.stores.base import Entry
 from async_state.stores.s3 import S3Store, bucket, prefork
@@ -105,7 +104,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def store(place: Place) -> Iterator[Store]:
     settings = place.settings()
-    opened = open_store(settings.url, settings, Connection())
+    opened = open_store(settings.url, settings, connections.empty(settings.url))
     yield opened
     iothread.run(iothread.arun, opened.aclose)
 
@@ -249,7 +248,7 @@ async def test_what_was_deleted_since_stays_away(store: Store, place: Place) -> 
 
 async def test_a_copy_inside_the_store(store: Store, place: Place) -> None:
     settings = place.settings()
-    source = open_store(settings.url, settings, Connection())
+    source = open_store(settings.url, settings, connections.empty(settings.url))
     body, encoding = codec.encode("[1]", "gzip")
     await arun(source.put, NAME, body, encoding)
     copied = await arun(store.copy_from, settings.url, NAME, None)

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import anyio
 import pytest
 
-from async_state import Settings, iothread
-from async_state.connection import Connection
+from async_state import Settings, connections, iothread
 from async_state.stores import Store, open_store
 
 T = TypeVar("T")
@@ -30,7 +29,7 @@ async def arun(function: Callable[..., Coroutine[Any, Any, T]], *args: Any, time
 @pytest.fixture(scope="session")
 def store(store_settings: SettingsOf) -> Store:
     settings = store_settings()
-    return open_store(settings.url, settings, Connection())
+    return open_store(settings.url, settings, connections.empty(settings.url))
 
 
 @pytest.fixture
@@ -101,4 +100,4 @@ async def test_a_store_works_on_after_it_is_closed(store: Store, prefix: str) ->
 async def test_s3_is_used_on_the_io_thread_only() -> None:
     settings = Settings(url="s3://bucket")
     with pytest.raises(RuntimeError, match=r"iothread\.arun"):
-        await open_store(settings.url, settings, Connection()).get("name", timeout=20)
+        await open_store(settings.url, settings, connections.empty(settings.url)).get("name", timeout=20)

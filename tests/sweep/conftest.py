@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from async_state import iothread
+from async_state import connections, iothread
 from async_state.cli import definition
-from async_state.connection import Connection
 from async_state.settings import Settings
 from async_state.stores import open_store
 from async_state.stores.base import Store
@@ -44,7 +43,7 @@ class Base:
     def __init__(self, settings: Settings, directory: Path | None) -> None:
         self.settings = settings
         self.url = settings.url
-        self.store: Store = open_store(settings.url, settings, Connection())
+        self.store: Store = open_store(settings.url, settings, connections.empty(settings.url))
         self._directory = directory
 
     def put(self, name: str, body: bytes = b'"value"', *, age: float = 2 * DAY) -> str:

@@ -14,7 +14,7 @@ from async_state.cli.checks import Add, Finding, Status, configuration, deployme
 from async_state.cli.checks.operations import Probe
 from async_state.cli.output import Column
 from async_state.cli.runner import DONE, FAILED
-from async_state.connection import Connection
+from async_state.connections import Connection
 from async_state.errors import ConfigurationError
 from async_state.settings import Settings
 from async_state.stores import open_store
@@ -51,7 +51,7 @@ async def _check(add: Add) -> None:
         add(fail("store", "was not tried", "Correct the options first"))
         return
     try:
-        connection = await context.connection_of(settings)
+        connection = await context.connection_of(settings, settings.url)
     except ConfigurationError as e:
         add(fail("connection", str(e)))
         return

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from async_state import connection, threads
-from async_state.connection import Connection
+from async_state import connections, threads, urls
+from async_state.connections import Connection
 from async_state.settings import Settings
 from async_state.stores import open_store
 from async_state.stores.base import Store
@@ -23,16 +23,17 @@ def settings() -> Settings:
     return Settings.from_conf(airflow_conf())
 
 
-async def connection_of(settings: Settings) -> Connection:
-    """Look up the connection of ``[async_state] aws_conn_id``; an empty one stands for botocore's own chain.
+async def connection_of(settings: Settings, base: str) -> Connection:
+    """Look up the connection for a base URL's store; an empty one stands for the cloud's own chain.
 
     Raises:
         ConfigurationError: There is no such connection, or it can't be used.
     """
-    if not settings.aws_conn_id:
-        return Connection()
+    conn_id = connections.conn_id(base, settings)
+    if not conn_id:
+        return connections.empty(base)
     # On a thread: the look-up blocks, and this is the I/O thread's event loop.
-    return await threads.call(connection.get, settings.aws_conn_id)
+    return await threads.call(connections.get, urls.connection_option(base), conn_id)
 
 
 @contextlib.asynccontextmanager
@@ -46,7 +47,8 @@ async def opened(settings: Settings, base: str = "") -> AsyncIterator[Store]:
     Yields:
         The store, on the I/O thread, where every command runs.
     """
-    store = open_store(base or settings.url, settings, await connection_of(settings))
+    base = base or settings.url
+    store = open_store(base, settings, await connection_of(settings, base))
     try:
         yield store
     finally:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Final
 
-from async_state import cleanup, purge
-from async_state.connection import Connection
+from async_state import cleanup, connections, purge
+from async_state.connections import Connection
 from async_state.settings import Settings
 from async_state.stores.base import Store as Store
 from async_state.stores.base import Tagged as Tagged
 from async_state.stores.base import without_collections
 
-if TYPE_CHECKING:
-    from async_state.stores.s3 import S3Options
+#: The schemes of Google Cloud Storage and Azure Blob Storage.
+_CLOUDS: Final = ("gs", "az")
 
 
 class Stores:
@@ -107,7 +107,7 @@ def open_store(url: str, settings: Settings, connection: Connection) -> Store:
     Args:
         url: a base URL that `Settings` has accepted.
         settings: how to reach it.
-        connection: of ``aws_conn_id``; an empty one for botocore's own chain.
+        connection: of the kind that the URL's store takes, as `connections.empty` returns an empty one.
     """
     scheme = url.partition("://")[0]
     if scheme == "memory":
@@ -118,10 +118,14 @@ def open_store(url: str, settings: Settings, connection: Connection) -> Store:
         from async_state.stores.file import FileStore
 
         return FileStore(url)
-    with without_collections():
-        from async_state.stores.s3 import S3Store
+    if scheme in _CLOUDS:
+        from async_state.stores import cloud
 
-    return S3Store(_s3_options(url, settings, connection))
+        return cloud.open_store(url, settings, connection)
+    with without_collections():
+        from async_state.stores.s3 import S3Options, S3Store
+
+    return S3Store(S3Options.of(url, settings, connection))
 
 
 def prepare(settings: Settings) -> None:
@@ -129,14 +133,13 @@ def prepare(settings: Settings) -> None:
 
     It leaves no thread, client or connection. It may take half a second, and is not for an event loop's thread.
     """
-    if settings.url.startswith("s3://"):
+    scheme = settings.url.partition("://")[0]
+    if scheme == "s3":
         with without_collections():
             from async_state.stores import s3
 
-        s3.prepare(_s3_options(settings.url, settings, Connection()))
+        s3.prepare(s3.S3Options.of(settings.url, settings, connections.empty(settings.url)))
+    elif scheme in _CLOUDS:
+        from async_state.stores import cloud
 
-
-def _s3_options(url: str, settings: Settings, connection: Connection) -> S3Options:
-    from async_state.stores.s3 import S3Options
-
-    return S3Options.of(url, settings, connection)
+        cloud.prepare(settings)

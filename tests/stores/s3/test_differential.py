@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from async_state.connection import Connection
+from async_state.connections.aws import AwsConnection
 from async_state.stores.s3.bucket import new_session
 from async_state.stores.s3.client import Client, open_client
 from async_state.stores.s3.direct import Direct
@@ -85,9 +85,9 @@ BUCKETS = [
     "arn:aws:s3:us-east-1:123456789012:accesspoint:point",
 ]
 PUTS: list[dict[str, Any]] = [
-    {"connection": Connection("c", "AKIA1", "secret")},
+    {"connection": AwsConnection("c", "AKIA1", "secret")},
     {
-        "connection": Connection("c", "AKIA2", "secret", "a/session+token=="),
+        "connection": AwsConnection("c", "AKIA2", "secret", "a/session+token=="),
         "put_arguments": (("ServerSideEncryption", "aws:kms"), ("SSEKMSKeyId", "alias/state")),
     },
 ]

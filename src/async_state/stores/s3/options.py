@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-from async_state.connection import Connection
+from async_state.connections import Connection
+from async_state.connections.aws import AwsConnection
 from async_state.settings import Settings
 
 
@@ -49,7 +50,7 @@ class S3Options:
     max_concurrency: int = 24
     endpoint_url: str | None = None
     region_name: str | None = None
-    connection: Connection = field(default_factory=Connection)
+    connection: AwsConnection = field(default_factory=AwsConnection)
     put_arguments: tuple[tuple[str, str], ...] = ()
 
     @classmethod
@@ -58,9 +59,15 @@ class S3Options:
 
         Args:
             url: ``s3://bucket/prefix``, as `Settings` has accepted it.
-            settings: endpoint and region in them win over the connection's.
+            settings: endpoint and region in them win over the connection's. The endpoint is that of ``settings.url``.
             connection: the Airflow connection that ``aws_conn_id`` names, or an empty one.
+
+        Raises:
+            TypeError: The connection is for another store.
         """
+        if not isinstance(connection, AwsConnection):
+            raise TypeError(f"{url} takes an AwsConnection, not {type(connection).__name__}")
+        endpoint_url = settings.endpoint_url if settings.url.startswith("s3://") else None
         bucket, prefix = bucket_and_prefix(url)
         return cls(
             bucket=bucket,
@@ -69,7 +76,7 @@ class S3Options:
             read_timeout=settings.timeout / 2,
             max_attempts=settings.max_attempts,
             max_concurrency=settings.max_concurrency,
-            endpoint_url=settings.endpoint_url or connection.endpoint_url or None,
+            endpoint_url=endpoint_url or connection.endpoint_url or None,
             region_name=settings.region_name or connection.region_name or None,
             connection=connection,
             put_arguments=tuple(

@@ -15,12 +15,12 @@ from typing import Final
 
 import anyio.lowlevel
 
-from async_state.connection import Connection
+from async_state.connections.aws import AwsConnection
 from async_state.stores.s3.endpoint import Endpoint
 from async_state.stores.s3.options import S3Options
 
 #: The signature of a parent's request, which is not sent.
-_NO_CREDENTIALS: Final = Connection(access_key_id="prefork", secret_access_key="prefork")  # noqa: S106
+_NO_CREDENTIALS: Final = AwsConnection(access_key_id="prefork", secret_access_key="prefork")  # noqa: S106
 
 #: Endpoints by the options and the environment that they were resolved for.
 _endpoints: dict[tuple[S3Options, int], Endpoint | None] = {}
@@ -67,7 +67,7 @@ async def _prepare(options: S3Options) -> None:
 
 
 def _without_credentials(options: S3Options) -> S3Options:
-    return replace(options, connection=Connection())
+    return replace(options, connection=AwsConnection())
 
 
 def _environment() -> int:
