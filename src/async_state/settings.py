@@ -105,9 +105,9 @@ class Settings:
     url: str = _option(
         default_url,
         "The base URL below which state is kept. In production: s3://bucket/prefix for S3; gs://bucket/prefix for "
-        "Google Cloud Storage, which needs the extra gcs; or az://container/prefix for Azure Blob Storage, which needs the "
-        "extra azure. Else file:///path, a directory of this machine; or memory://name, the memory of one process, for "
-        "tests. Empty: the directory async_state in AIRFLOW_HOME.",
+        "Google Cloud Storage, which needs the extra gcs; or az://container/prefix for Azure Blob Storage, which needs "
+        "the extra azure. Else file:///path, a directory of this machine; or memory://name, the memory of one process, "
+        "for tests. Empty: the directory async_state in AIRFLOW_HOME.",
         check=urls.check_base,
         example="s3://my-bucket/airflow-state",
     )
@@ -190,9 +190,9 @@ class Settings:
     endpoint_url: str | None = _option(
         None,
         "The address of url's store, where it is not the cloud's own: of S3; of Google Cloud Storage; or, for az://, "
-        "of the storage account, such as http://127.0.0.1:10000/devstoreaccount1. A URL of another scheme in trusted_urls "
-        "or moved_urls has its store's address from the environment (AWS_ENDPOINT_URL, STORAGE_EMULATOR_HOST, "
-        "AZURE_STORAGE_CONNECTION_STRING) or from its connection.",
+        "of the storage account, such as http://127.0.0.1:10000/devstoreaccount1. A URL of another scheme in "
+        "trusted_urls or moved_urls has its store's address from the environment (AWS_ENDPOINT_URL, "
+        "STORAGE_EMULATOR_HOST, AZURE_STORAGE_CONNECTION_STRING) or from its connection.",
         check=urls.check_endpoint,
         example="https://minio.example.com:9000",
     )
