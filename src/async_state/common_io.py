@@ -187,8 +187,8 @@ class CommonIo:
                 "the values that are still needed with common-io's backend, and set their keys anew with this one"
             )
         changes: dict[str, Any] = {"url": url, "trusted_urls": ()}
-        if not settings.url.startswith("s3://"):
-            # It is the address of another store.
+        if settings.url.startswith(("gs://", "az://")):
+            # It is that store's address.
             changes |= {"endpoint_url": None}
         if self._store == "s3" and location.conn_id:
             changes |= {"aws_conn_id": location.conn_id, "endpoint_url": None, "region_name": None}

@@ -18,7 +18,7 @@ from async_state.connections.google import GoogleConnection
 from async_state.errors import ConfigurationError
 from async_state.stores.s3.options import S3Options
 
-#: Of the account that Azure's emulators have: any base64 would do.
+#: Any base64 is one.
 ACCOUNT_KEY = "aHVudGVyMg=="
 KEY_FILE = {"type": "service_account", "client_email": "a@b", "private_key": "-----BEGIN\nhunter2\n-----END\n"}
 

@@ -6,6 +6,7 @@ import json
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,7 +14,7 @@ import pytest
 from airflow.sdk import Connection
 from airflow.sdk.state import TaskScope
 
-from async_state import AsyncStateBackend, Settings, connections
+from async_state import AsyncStateBackend, Settings, connections, keys
 from async_state.connections.aws import AwsConnection
 from async_state.errors import ConfigurationError
 from async_state.testing import FakeS3
@@ -140,6 +141,23 @@ def test_a_connection_that_can_not_be_used(
     connection(monkeypatch, region_name="us-east-1")
     assert backend.get(task, "k") is None
     assert servers.SECRET_KEY not in repr(backend) + repr(vars(backend)) + repr(vars(backend._objects)["_stores"])
+
+
+@pytest.mark.usefixtures("without_credentials")
+def test_only_the_store_of_its_scheme_needs_a_connection(
+    monkeypatch: pytest.MonkeyPatch, moto: FakeS3, opened: BackendOf, task: TaskScope, tmp_path: Path
+) -> None:
+    old, new = "s3://state/scheme", tmp_path.as_uri()
+    backend = opened(Settings(url=new, trusted_urls=(old,), aws_conn_id="aws_state"))
+    backend.set(task, "k", "1")
+    assert backend.get(task, "k") == "1"
+    ref = keys.make_ref(old, keys.object_name(task, "old", keys.Side.WORKER))
+    with pytest.raises(ConfigurationError, match=r"\[async_state\] aws_conn_id: .*aws_state"):
+        backend.deserialize_task_state_store_from_ref(ref)
+    connection(monkeypatch, endpoint_url=moto.url, region_name="us-east-1")
+    earlier = opened(Settings(url=old, aws_conn_id="aws_state"))
+    assert earlier.serialize_task_state_store_to_ref(value=2, key="old", scope=task) == ref
+    assert backend.deserialize_task_state_store_from_ref(ref) == 2
 
 
 def test_login_and_password_come_before_extras(monkeypatch: pytest.MonkeyPatch, look_up: LookUp) -> None:

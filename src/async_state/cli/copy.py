@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -12,6 +13,7 @@ from async_state.cli import context, output
 from async_state.cli.runner import DONE, FAILED, UsageError
 from async_state.copying import Copying, Survey
 from async_state.errors import StoreError
+from async_state.settings import Settings
 
 #: So many objects that could not be copied are named.
 _SHOWN: Final = 20
@@ -21,7 +23,8 @@ async def run(args: argparse.Namespace) -> int:
     """Show what there is to copy, copy it if that is confirmed, and count."""
     settings = context.settings()
     target_url = _target(args.to, settings.url)
-    async with context.opened(settings) as source, context.opened(settings, target_url) as target:
+    of_target = _settings_of_target(settings, target_url)
+    async with context.opened(settings) as source, context.opened(of_target, target_url) as target:
         with copying.database() as database:
             copy = Copying(
                 source,
@@ -74,6 +77,13 @@ def _target(to: str, source: str) -> str:
             "lie among those of the other: choose another bucket, or a prefix beside the old one"
         )
     return target
+
+
+def _settings_of_target(settings: Settings, target: str) -> Settings:
+    """Return how to reach the target. A directory has no address, so that ``endpoint_url`` is the target's then."""
+    if settings.url.startswith("file://"):
+        return dataclasses.replace(settings, url=target, trusted_urls=(), moved_urls=())
+    return settings
 
 
 def _place(url: str) -> str:
