@@ -523,7 +523,7 @@ def test_a_store_that_fails_ends_the_copy(
 @pytest.mark.parametrize(
     ("to", "message"),
     [
-        ("gs://bucket", "must start with"),
+        ("ftp://bucket", "must start with"),
         ("s3://key:secret@bucket/x", "must not hold credentials"),
         ("s3://state/copy", "is [async_state] url itself"),
         ("s3://state/copy/", "is [async_state] url itself"),
