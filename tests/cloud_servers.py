@@ -45,9 +45,9 @@ AZURITE: Final = "azurite@3.37.0"
 _INSTALLED: Final = Path(sys.prefix) / "azurite"
 _MAIN: Final = _INSTALLED / "node_modules/azurite/dist/src/blob/main.js"
 
-# Azurite's account, whose key Microsoft has published for emulators.
-_ACCOUNT: Final = "devstoreaccount1"
-_KEY: Final = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+#: Azurite's account, whose key Microsoft has published for emulators.
+AZURE_ACCOUNT: Final = "devstoreaccount1"
+AZURE_KEY: Final = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 # As fake-gcs-server words it for uploads.
 _CONDITION_NOT_MET: Final[Answer] = (
@@ -82,8 +82,8 @@ class AzureServer(FakeServer):
         key: that account's key, which it checks.
     """
 
-    account: str = _ACCOUNT
-    key: str = field(default=_KEY, repr=False)
+    account: str = AZURE_ACCOUNT
+    key: str = field(default=AZURE_KEY, repr=False)
     _port: int = field(default=0, repr=False)
     _accepts: Accepts | None = field(default=None, repr=False)
 

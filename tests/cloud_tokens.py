@@ -23,6 +23,8 @@ from tests.cloud_proxy import serving
 
 _JSON: Final = [("Content-Type", "application/json; charset=utf-8")]
 _JWT: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+# For whom google-auth signs, wherever it asks.
+_AUDIENCE: Final = "https://oauth2.googleapis.com/token"
 _STORAGE: Final = "https://storage.azure.com"
 
 
@@ -79,10 +81,7 @@ class GoogleTokens(TokenServer):
         if (request.method, request.path, asked.get("grant_type")) != ("POST", "/token", _JWT):
             return _refused("invalid_request", f"not a request for a token: {request}")
         try:
-            # Its times are Google's to judge.
-            claims = jwt.decode(
-                asked["assertion"], self._public_key, algorithms=["RS256"], audience=self.credentials["token_uri"]
-            )
+            claims = jwt.decode(asked["assertion"], self._public_key, algorithms=["RS256"], audience=_AUDIENCE)
         except jwt.InvalidTokenError as e:
             return _refused("invalid_grant", f"Invalid JWT Signature: {e}")
         if claims["iss"] != self.credentials["client_email"]:

@@ -40,6 +40,8 @@ os.environ |= {
     "AZURE_CONFIG_DIR": str(_home / "azure"),
     "CLOUDSDK_CONFIG": str(_home / "gcloud"),
     "NO_GCE_CHECK": "true",
+    # Azurite's account's.
+    "AZURE_STORAGE_KEY": cloud_servers.AZURE_KEY,
     # rclone's server knows these only; moto's takes any.
     "AWS_ACCESS_KEY_ID": servers.ACCESS_KEY,
     "AWS_SECRET_ACCESS_KEY": servers.SECRET_KEY,
@@ -169,7 +171,12 @@ def s3_settings(moto_server: FakeS3) -> SettingsOf:
     return lambda **options: Settings(**{"url": "s3://state/s3", "endpoint_url": moto_server.url, **options})
 
 
-@pytest.fixture(scope="session", params=["memory", "file", "moto", "rclone"])
+#: The kinds of store, as far as their servers are installed. Which of the clouds' are known when tests are collected.
+STORES = ["memory", "file", "moto", "rclone"]
+STORES += ["gs"] * cloud_servers.fake_gcs_is_installed() + ["az"] * cloud_servers.azurite_is_installed()
+
+
+@pytest.fixture(scope="session", params=STORES)
 def store_settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SettingsOf:
     """Settings for each kind of store in turn. Tests share the place, and have scopes of their own in it."""
     given: dict[str, Any]
@@ -179,8 +186,13 @@ def store_settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
         given = {"url": (tmp_path_factory.mktemp("file") / "state").as_uri()}
     elif request.param == "moto":
         given = {"url": "s3://state/tests", "endpoint_url": request.getfixturevalue("moto_server").url}
-    else:
+    elif request.param == "rclone":
         given = {"url": "s3://state/tests", "endpoint_url": request.getfixturevalue("rclone_url")}
+    elif request.param == "gs":
+        given = {"url": "gs://state/tests", "endpoint_url": request.getfixturevalue("gcs_server").url}
+    else:
+        azure: AzureServer = request.getfixturevalue("azure_server")
+        given = {"url": "az://state/tests", "azure_account": azure.account, "endpoint_url": azure.endpoint}
     return lambda **options: Settings(**{**given, **options})
 
 

@@ -409,4 +409,4 @@ def test_tokens_expire_and_can_fail(identity: AzureTokens) -> None:
 
 def test_the_machines_clouds_are_hidden() -> None:
     left = [name for name in os.environ if name.startswith(("AZURE_", "CLOUDSDK_", "GOOGLE_", "STORAGE_EMULATOR_"))]
-    assert sorted(left) == ["AZURE_CONFIG_DIR", "CLOUDSDK_CONFIG"]
+    assert sorted(left) == ["AZURE_CONFIG_DIR", "AZURE_STORAGE_KEY", "CLOUDSDK_CONFIG"]
