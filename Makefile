@@ -20,6 +20,9 @@ FLOOR_PYTHON ?= $(firstword $(shell python3.10 -c "print('python3.10')" 2>/dev/n
 # Operators of others and Celery, whose packages slow down every process of Airflow that loads plugins.
 CLIENTS_VENV ?= .venv-clients
 
+# Node, Azurite and Azure's libraries.
+CLOUDS_VENV ?= .venv-clouds
+
 MUTANTS_VENV ?= .venv-mutants
 
 DOCS_VENV ?= .venv-docs
@@ -38,7 +41,7 @@ PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # They take minutes, and need more packages.
 LEFT_OUT = --ignore tests/bench --ignore tests/clients --ignore tests/deployment --ignore tests/docs
 
-.PHONY: demo test suite test-bench test-clients test-deployment test-next test-floor mutants lint docs test-docs package test-package test-wheel audit workflows bench bench-quick clean
+.PHONY: demo test suite test-bench test-clients test-clouds test-deployment test-next test-floor mutants lint docs test-docs package test-package test-wheel audit workflows bench bench-quick clean
 
 # Runs the proposal's DAGs in a real Airflow and shows what is stored where.
 demo: $(VENV)/installed
@@ -57,6 +60,10 @@ suite: $(VENV)/installed
 # has written to S3.
 test-clients: $(CLIENTS_VENV)/installed
 	OUTAGES_LONG=1 $(CLIENTS_VENV)/bin/python -m pytest $(PARALLEL) tests/clients tests/backend/test_common_io.py
+
+# Azure's blobs on Azurite, and Google Cloud Storage on fake-gcs-server.
+test-clouds: $(CLOUDS_VENV)/installed
+	$(CLOUDS_VENV)/bin/python -m pytest $(PARALLEL) tests/stores/cloud
 
 # Whole deployments: LocalExecutor on SQLite, and CeleryExecutor with Redis, PostgreSQL and SeaweedFS where Debian's
 # redis-server and postgresql are installed. Ten minutes.
@@ -160,6 +167,14 @@ $(CLIENTS_VENV)/installed: pyproject.toml Makefile
 	$(CLIENTS_VENV)/bin/python -m pip install --quiet --editable . --group test --group clients --group deployment
 	touch $@
 
+# Azurite is npm's; where that can't be reached, tests that need it are skipped and say so.
+$(CLOUDS_VENV)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(CLOUDS_VENV)
+	$(CLOUDS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(CLOUDS_VENV)/bin/python -m pip install --quiet --editable . --group test --group clouds
+	$(CLOUDS_VENV)/bin/python -m tests.cloud_servers
+	touch $@
+
 $(MUTANTS_VENV)/installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(MUTANTS_VENV)
 	$(MUTANTS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
@@ -185,5 +200,5 @@ $(BENCH_VENV)/installed: pyproject.toml Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEXT_VENV) $(FLOOR_VENV) $(CLIENTS_VENV) $(MUTANTS_VENV) $(BENCH_VENV) $(DOCS_VENV) \
+	rm -rf $(VENV) $(NEXT_VENV) $(FLOOR_VENV) $(CLIENTS_VENV) $(CLOUDS_VENV) $(MUTANTS_VENV) $(BENCH_VENV) $(DOCS_VENV) \
 		$(TOOLS_VENV) $(WHEEL_VENV) mutants build dist .mypy_cache .ruff_cache .pytest_cache

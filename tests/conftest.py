@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import shutil
@@ -11,18 +12,20 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from tests import servers
+from tests import cloud_servers, servers
 
 # Until all tests are imported: what is imported stays, and a collection takes a second.
 gc.disable()
 
-# Before any module reads them: no test sees the Airflow or AWS configuration of the machine it runs on.
-for name in [name for name in os.environ if name.startswith(("AWS_", "AIRFLOW_"))]:
+# Before any module reads them: no test sees the Airflow or cloud configuration of the machine it runs on.
+_CLOUDS = ("AWS_", "AZURE_", "CLOUDSDK_", "GCE_METADATA_", "GOOGLE_", "IDENTITY_", "MSI_", "STORAGE_EMULATOR_")
+for name in [name for name in os.environ if name.startswith(("AIRFLOW_", *_CLOUDS))]:
     del os.environ[name]
 _home = Path(tempfile.mkdtemp(prefix="async-state-tests-"))
 atexit.register(shutil.rmtree, _home, ignore_errors=True)
@@ -33,6 +36,12 @@ os.environ |= {
     "AWS_SHARED_CREDENTIALS_FILE": str(_home / "aws-credentials"),
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_DEFAULT_REGION": "us-east-1",
+    # Where the clouds' command-line tools keep credentials; and no look for Google's metadata server.
+    "AZURE_CONFIG_DIR": str(_home / "azure"),
+    "CLOUDSDK_CONFIG": str(_home / "gcloud"),
+    "NO_GCE_CHECK": "true",
+    # Azurite's account's.
+    "AZURE_STORAGE_KEY": cloud_servers.AZURE_KEY,
     # rclone's server knows these only; moto's takes any.
     "AWS_ACCESS_KEY_ID": servers.ACCESS_KEY,
     "AWS_SECRET_ACCESS_KEY": servers.SECRET_KEY,
@@ -51,7 +60,10 @@ del os.environ["_AIRFLOW__AS_LIBRARY"]
 
 from async_state import AsyncStateBackend, Settings  # noqa: E402
 from async_state.testing import FakeS3, fake_s3  # noqa: E402
+from tests.cloud_servers import AzureServer, GcsServer, ServerMissing  # noqa: E402
 from tests.programs.runner import Runner, runner  # noqa: E402
+
+_Server = TypeVar("_Server")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -101,6 +113,48 @@ def rclone_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def gcs_server() -> Iterator[GcsServer]:
+    """Google Cloud Storage as fake-gcs-server has it, with the bucket ``state``."""
+    with _or_skip(cloud_servers.fake_gcs()) as server:
+        server.make_bucket("state")
+        yield server
+
+
+@pytest.fixture
+def gcs(gcs_server: GcsServer) -> Iterator[GcsServer]:
+    """The server with no requests counted yet and nothing intercepted."""
+    gcs_server.requests.clear()
+    yield gcs_server
+    gcs_server.intercept = None
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> Iterator[AzureServer]:
+    """Azure's blobs as Azurite has them, with the container ``state``."""
+    with _or_skip(cloud_servers.azurite()) as server:
+        server.make_container("state")
+        yield server
+
+
+@pytest.fixture
+def azure(azure_server: AzureServer) -> Iterator[AzureServer]:
+    """The server with no requests counted yet and nothing intercepted."""
+    azure_server.requests.clear()
+    yield azure_server
+    azure_server.intercept = None
+
+
+@contextlib.contextmanager
+def _or_skip(server: AbstractContextManager[_Server]) -> Iterator[_Server]:
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(server)
+        except ServerMissing as e:
+            pytest.skip(str(e))
+        yield running
+
+
+@pytest.fixture(scope="session")
 def python() -> Iterator[Runner]:
     """Processes that have not used a backend, in forks of which programs and commands run."""
     with runner() as made:
@@ -117,7 +171,12 @@ def s3_settings(moto_server: FakeS3) -> SettingsOf:
     return lambda **options: Settings(**{"url": "s3://state/s3", "endpoint_url": moto_server.url, **options})
 
 
-@pytest.fixture(scope="session", params=["memory", "file", "moto", "rclone"])
+#: The kinds of store, as far as their servers are installed. Which of the clouds' are known when tests are collected.
+STORES = ["memory", "file", "moto", "rclone"]
+STORES += ["gs"] * cloud_servers.fake_gcs_is_installed() + ["az"] * cloud_servers.azurite_is_installed()
+
+
+@pytest.fixture(scope="session", params=STORES)
 def store_settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SettingsOf:
     """Settings for each kind of store in turn. Tests share the place, and have scopes of their own in it."""
     given: dict[str, Any]
@@ -127,8 +186,13 @@ def store_settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
         given = {"url": (tmp_path_factory.mktemp("file") / "state").as_uri()}
     elif request.param == "moto":
         given = {"url": "s3://state/tests", "endpoint_url": request.getfixturevalue("moto_server").url}
-    else:
+    elif request.param == "rclone":
         given = {"url": "s3://state/tests", "endpoint_url": request.getfixturevalue("rclone_url")}
+    elif request.param == "gs":
+        given = {"url": "gs://state/tests", "endpoint_url": request.getfixturevalue("gcs_server").url}
+    else:
+        azure: AzureServer = request.getfixturevalue("azure_server")
+        given = {"url": "az://state/tests", "azure_account": azure.account, "endpoint_url": azure.endpoint}
     return lambda **options: Settings(**{**given, **options})
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from async_state.testing import faults as faults
 from async_state.testing.faults import Answer, Request
-from async_state.testing.s3 import CREDENTIALS, REGION, Failing, FakeS3, fake_s3
+from async_state.testing.s3 import CREDENTIALS, REGION, FakeS3, fake_s3
+from async_state.testing.server import Failing
 
 if TYPE_CHECKING:
     from async_state.testing.contract import SlowStoreContract, StateBackendContract

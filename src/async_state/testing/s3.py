@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import socket
-import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from http import HTTPStatus
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from async_state.testing.faults import Answer, ConnectionDropped, Exchange, Fault, Request
+from async_state.testing.faults import Answer, ConnectionDropped, Request
+from async_state.testing.server import FakeServer, hang_up, head_of, reset
 
 #: Credentials that the server takes; it takes any.
 CREDENTIALS = {
@@ -26,48 +24,9 @@ CREDENTIALS = {
 REGION = "us-east-1"
 
 
-class Failing:
-    """A fault in force, as `FakeS3.failing` yields it.
-
-    Attributes:
-        requests: the requests that it hit so far.
-    """
-
-    def __init__(self, fault: Fault, times: int | None, matches: Callable[[Request], bool]) -> None:
-        self.requests: list[Request] = []
-        self._fault = fault
-        self._left = times
-        self._matches = matches
-        self._over = threading.Event()
-
-    def _takes(self, request: Request) -> bool:
-        if self._left == 0 or not self._matches(request):
-            return False
-        if self._left is not None:
-            self._left -= 1
-        self.requests.append(request)
-        return True
-
-
 @dataclass
-class FakeS3:
-    """A running server.
-
-    Attributes:
-        url: its endpoint.
-        requests: every request so far, in order of arrival.
-        intercept: called with each request before the server sees it; an answer it returns is sent instead. It may
-            block, to delay the request.
-    """
-
-    url: str = ""
-    requests: list[Request] = field(default_factory=list)
-    intercept: Callable[[Request], Answer | None] | None = None
-    _faults: list[Failing] = field(default_factory=list, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _connections: dict[socket.socket, object] = field(default_factory=dict, repr=False)
-    _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
-    _listener: Any = field(default=None, repr=False)
+class FakeS3(FakeServer):
+    """A running server of S3."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -78,88 +37,6 @@ class FakeS3:
             "AWS_EC2_METADATA_DISABLED": "true",
             **CREDENTIALS,
         }
-
-    @contextlib.contextmanager
-    def failing(
-        self,
-        fault: Fault,
-        *,
-        times: int | None = None,
-        method: str | None = None,
-        path: str | None = None,
-        when: Callable[[Request], bool] | None = None,
-    ) -> Iterator[Failing]:
-        """Answer matching requests as ``fault`` says, until the block ends. Where several match, the oldest is taken.
-
-        Parameters:
-            fault: what to do; see `async_state.testing.faults`.
-            times: hit so many matching requests, and then no more; ``None`` hits every one.
-            method: only requests of this method. DeleteObjects is ``POST``.
-            path: only requests whose path, percent-encoded as it was sent, contains this.
-            when: only requests for which this returns true.
-
-        Yields:
-            The fault in force, which tells what it hit.
-        """
-
-        def matches(request: Request) -> bool:
-            return (
-                (method is None or request.method == method)
-                and (path is None or path in request.path)
-                and (when is None or when(request))
-            )
-
-        failing = Failing(fault, times, matches)
-        with self._lock:
-            self._faults.append(failing)
-        try:
-            yield failing
-        finally:
-            with self._lock:
-                self._faults.remove(failing)
-            failing._over.set()
-
-    @contextlib.contextmanager
-    def not_accepting(self) -> Iterator[None]:
-        """Take no connection until the block ends, as a host does whose queue is full: connecting gets no answer."""
-        with contextlib.ExitStack() as stack:
-            self._listener.accepting.clear()
-            stack.callback(self._listener.accepting.set)
-            self._listener.socket.listen(0)
-            stack.callback(self._listener.socket.listen, self._listener.request_queue_size)
-            # Fills the queue: when a connection is not made within this time, Linux drops what asks for one.
-            with contextlib.suppress(TimeoutError):
-                while True:
-                    stack.enter_context(socket.create_connection(self._listener.server_address, timeout=0.1))
-            yield
-
-    def wait_until_idle(self, seconds: float = 5) -> None:
-        """Wait until no connection to the server is open, and none waits to be accepted.
-
-        Raises:
-            TimeoutError: one is, after so many seconds.
-        """
-        # They are accepted in the order in which they were made.
-        with socket.create_connection(self._listener.server_address) as last, self._changed:
-            accepted = self._changed.wait_for(lambda: last.getsockname() in self._connections.values(), seconds)
-        with self._changed:
-            if not (accepted and self._changed.wait_for(lambda: not self._connections, seconds)):
-                raise TimeoutError(f"{len(self._connections)} connections to {self.url} are still open")
-
-    def _fault_for(self, request: Request) -> Failing | None:
-        with self._lock:
-            self.requests.append(request)
-            return next((failing for failing in self._faults if failing._takes(request)), None)
-
-    def _opened(self, connection: socket.socket, client: object) -> None:
-        with self._changed:
-            self._connections[connection] = client
-            self._changed.notify_all()
-
-    def _closed(self, connection: socket.socket) -> None:
-        with self._changed:
-            self._connections.pop(connection, None)
-            self._changed.notify_all()
 
 
 @contextlib.contextmanager
@@ -204,10 +81,7 @@ def fake_s3(buckets: Iterable[str] = ("state",), *, keep_alive: bool = False) ->
         def finish(self) -> None:
             try:
                 if self.reset:
-                    # With no time to linger, closing sends RST, unless a FIN goes before it, as it would in `super`.
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    self.rfile.close()
-                    self.connection.close()
+                    reset(self.connection, self.rfile)
                 else:
                     super().finish()
             finally:
@@ -221,45 +95,21 @@ def fake_s3(buckets: Iterable[str] = ("state",), *, keep_alive: bool = False) ->
             path, _, query = environ["RAW_URI"].partition("?")
             headers = {k[5:].replace("_", "-").lower(): v for k, v in environ.items() if k.startswith("HTTP_")}
             request = Request(environ["REQUEST_METHOD"], path, query, headers)
-            failing = server._fault_for(request)
-            answer = server.intercept(request) if server.intercept else None
             length = -1 if environ.get("wsgi.input_terminated") else int(environ.get("CONTENT_LENGTH") or 0)
-            body = environ["wsgi.input"].read(length)
-            exchange = Exchange(
-                request,
-                body,
-                carry_out=lambda body: carry_out(environ, body),
-                send_bytes=self.connection.sendall,
-                over=failing._over if failing else threading.Event(),
-                head=self._head,
-            )
             try:
-                if answer is not None:
-                    exchange.send(answer)
-                elif failing is not None:
-                    failing._fault(exchange)
-                else:
-                    exchange.send(exchange.carry_out(body))
+                server._answer(
+                    request,
+                    read=lambda: environ["wsgi.input"].read(length),
+                    carry_out=lambda body: carry_out(environ, body),
+                    connection=self.connection,
+                    head=lambda answer: head_of(answer, self.date_time_string(), close=self.close_connection),
+                )
             except ConnectionDropped as e:
                 self.close_connection = True
                 self.reset = e.reset
             except OSError:
                 # The client has gone.
                 self.close_connection = True
-
-        def _head(self, answer: Answer) -> bytes:
-            status, headers, body = answer
-            code = int(status.split()[0])
-            names = {name.lower() for name, _ in headers}
-            # An answer with a Content-Length of its own can be cut off.
-            if "content-length" not in names and code not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
-                headers = [*headers, ("Content-Length", str(len(body)))]
-            if "date" not in names:
-                headers = [*headers, ("Date", self.date_time_string())]
-            if self.close_connection:
-                headers = [*headers, ("Connection", "close")]
-            lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers), "", ""]
-            return "\r\n".join(lines).encode("latin-1")
 
         def log(self, *_: Any, **__: Any) -> None:
             """Log nothing."""
@@ -287,10 +137,7 @@ def fake_s3(buckets: Iterable[str] = ("state",), *, keep_alive: bool = False) ->
         listener.shutdown()
         listener.server_close()
         thread.join()
-        for connection in list(server._connections):
-            # Its thread waits for another request, which ends that.
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        hang_up(server)
 
 
 def _reset(server: FakeS3, buckets: Iterable[str]) -> None:
