@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import secrets
 import zlib
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -11,10 +12,14 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import anyio
 
-from async_state.errors import StoreError, StoreTimeoutError
+from async_state.codec import MAX_BODY_BYTES
+from async_state.errors import CorruptObjectError, StoreError, StoreTimeoutError
 
 #: The metadata in which a store that keeps metadata has an object's `checksum`.
 CHECKSUM: Final = "crc32"
+#: Metadata of an object that was written on a condition: random numbers of its latest writes, the last one first.
+UPDATES: Final = "updates"
+_KEPT_UPDATES: Final = 64
 
 
 class Entry(NamedTuple):
@@ -156,6 +161,37 @@ class Store(Protocol):
 def checksum(body: bytes) -> str:
     """Return the checksum of an object's content."""
     return f"{zlib.crc32(body):08x}"
+
+
+def check_size(length: int | None) -> None:
+    """Refuse to read an object of ``length`` bytes, as its answer announces it, if it is too large.
+
+    Raises:
+        CorruptObjectError: it is.
+    """
+    if length is not None and length > MAX_BODY_BYTES:
+        raise CorruptObjectError(f"it has {length} bytes, more than any value")
+
+
+def numbered(seen: Mapping[str, str]) -> tuple[str, str]:
+    """Return a number for a write on a condition, and the `UPDATES` to write with it.
+
+    By it, a write is recognised whose answer was lost, even if others wrote after it.
+
+    Args:
+        seen: metadata of the object that is written over; empty if there is none.
+    """
+    number = secrets.token_hex(4)
+    return number, ",".join([number, *_numbers(seen)][:_KEPT_UPDATES])
+
+
+def has_number(found: Mapping[str, str], number: str) -> bool:
+    """Tell whether the write of that number is among the latest ones of an object, by its metadata."""
+    return number in _numbers(found)
+
+
+def _numbers(metadata: Mapping[str, str]) -> list[str]:
+    return [number for number in metadata.get(UPDATES, "").split(",") if number]
 
 
 @contextlib.contextmanager

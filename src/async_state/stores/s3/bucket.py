@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from botocore.exceptions import NoCredentialsError
 
 from async_state import threads
 from async_state.stores.base import without_collections
+from async_state.stores.opened import Opened
 from async_state.stores.s3 import _botocore, prefork
 from async_state.stores.s3.client import Client, error_of, open_client
 from async_state.stores.s3.direct import Direct, connections
@@ -52,7 +52,7 @@ def new_session(options: S3Options) -> AioSession:
     return session
 
 
-class Bucket:
+class Bucket(Opened):
     """One bucket's connections, made when they are first needed.
 
     Args:
@@ -61,19 +61,16 @@ class Bucket:
 
     Attributes:
         direct: sends requests past the client, where it can.
-        retired: whether the bucket closes as soon as nobody uses it.
     """
 
     def __init__(self, options: S3Options, session: AioSession) -> None:
+        super().__init__()
         self._options = options
         self._session = session
-        self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._credentials: Any = None
         self.direct: Direct | None = None
         self._client: Client | None = None
-        self._users = 0
-        self.retired = False
 
     async def open(self) -> None:
         """Find credentials, and the way that requests take."""
@@ -107,26 +104,6 @@ class Bucket:
                 client = await self._stack.enter_async_context(open_client(self._options, self._session))
                 self._client = Client(client, self._options.bucket)
             return self._client
-
-    def enter(self) -> None:
-        """Keep connections open until `leave`, whoever retires the bucket meanwhile."""
-        self._users += 1
-
-    async def leave(self) -> None:
-        """Take back one `enter`."""
-        self._users -= 1
-        if self.retired:
-            await self._close_if_unused()
-
-    async def retire(self) -> None:
-        """Close connections as soon as nobody uses them any more; the next operation opens the bucket anew."""
-        self.retired = True
-        await self._close_if_unused()
-
-    async def _close_if_unused(self) -> None:
-        if not self._users:
-            with anyio.CancelScope(shield=True):
-                await self._stack.aclose()
 
     async def _open_direct(self, endpoint: Endpoint) -> Direct | None:
         context = None

@@ -6,7 +6,6 @@ answers as if it had, so the store is asked with a probe first.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, TypeVar
 
@@ -14,7 +13,7 @@ import anyio
 
 from async_state import keys
 from async_state.errors import ConditionsError
-from async_state.stores.base import CHECKSUM, checksum
+from async_state.stores.base import CHECKSUM, UPDATES, checksum, has_number, numbered
 from async_state.stores.retry import attempts
 from async_state.stores.s3.errors import is_conflict
 from async_state.stores.s3.operations import Object, Operations, S3Error
@@ -22,9 +21,6 @@ from async_state.stores.s3.options import S3Options
 
 T = TypeVar("T")
 
-#: Metadata of an object that was written on a condition: random numbers of its latest writes, the last one first.
-_WRITES: Final = "updates"
-_KEPT_WRITES: Final = 64
 #: No content has it.
 _NO_ETAG: Final = '"00000000000000000000000000000000"'
 
@@ -60,9 +56,8 @@ class Conditions:
             await self._check(run, timeout)
         arguments = self._options.put_arguments_of(content_encoding)
         arguments |= {"IfMatch": seen.etag} if seen else {"IfNoneMatch": "*"}
-        # By this, a write is recognised whose answer was lost, even if others wrote after it.
-        writes = [secrets.token_hex(4), *(_writes(seen) if seen else ())]
-        metadata = {CHECKSUM: checksum(body), _WRITES: ",".join(writes[:_KEPT_WRITES])}
+        number, updates = numbered(seen.metadata if seen else {})
+        metadata = {CHECKSUM: checksum(body), UPDATES: updates}
 
         async def put(s3: Operations) -> bool | None:
             try:
@@ -77,7 +72,7 @@ class Conditions:
         if written is None:
             key = self._options.prefix + name
             found = await run("get", name, lambda s3: s3.get(key), ends - anyio.current_time())
-            written = found is not None and writes[0] in _writes(found)
+            written = found is not None and has_number(found.metadata, number)
         return written
 
     async def _check(self, run: _Run, timeout: float) -> None:
@@ -113,7 +108,3 @@ class Conditions:
                 "that two writers at once would overwrite each other: update needs a store that obeys them, such as "
                 "AWS S3, MinIO, Ceph, R2 or SeaweedFS"
             )
-
-
-def _writes(found: Object) -> list[str]:
-    return [number for number in found.metadata.get(_WRITES, "").split(",") if number]

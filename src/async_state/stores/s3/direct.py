@@ -18,11 +18,12 @@ import aiohttp
 from yarl import URL
 
 from async_state import threads
+from async_state.stores.base import check_size
 from async_state.stores.retry import count_attempt
 from async_state.stores.s3 import _botocore, documents
 from async_state.stores.s3.client import error_of
 from async_state.stores.s3.endpoint import Endpoint
-from async_state.stores.s3.operations import NotS3Error, Object, Page, Refusal, S3Error, check_size
+from async_state.stores.s3.operations import NotS3Error, Object, Page, Refusal, S3Error
 from async_state.stores.s3.options import S3Options, put_headers
 
 if TYPE_CHECKING:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from async_state.codec import MAX_BODY_BYTES
-from async_state.errors import CorruptObjectError
 from async_state.stores.base import Entry
 
 
@@ -99,13 +97,3 @@ class Operations(Protocol):
 
     async def list(self, prefix: str, token: str | None) -> Page:
         """Return a page of the keys that begin with ``prefix``; the ``token`` of the page before takes it up there."""
-
-
-def check_size(length: int | None) -> None:
-    """Refuse to read an object of ``length`` bytes, as its answer announces it, if it is too large.
-
-    Raises:
-        CorruptObjectError: it is.
-    """
-    if length is not None and length > MAX_BODY_BYTES:
-        raise CorruptObjectError(f"it has {length} bytes, more than any value")

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import anyio
 
-from async_state import iothread
 from async_state.errors import CorruptObjectError, StoreError
+from async_state.stores import opened
 from async_state.stores.base import CHECKSUM, Details, Entry, Tagged, checksum
-from async_state.stores.retry import Attempts, attempts, limit, until
+from async_state.stores.retry import attempts
 from async_state.stores.s3 import commands, errors
 from async_state.stores.s3.bucket import Bucket, open_bucket
 from async_state.stores.s3.client import Client
@@ -19,11 +19,8 @@ from async_state.stores.s3.conditions import Conditions
 from async_state.stores.s3.direct import NotSignedError
 from async_state.stores.s3.errors import (
     is_not_implemented,
-    is_of_certificates,
-    is_of_credentials,
     is_of_region,
     is_retryable,
-    map_exceptions,
     store_error,
 )
 from async_state.stores.s3.operations import Object, Operations, Page, S3Error
@@ -42,6 +39,7 @@ class S3Store:
         self._options = options
         self._has_delete_many = True
         self._conditions = Conditions(options)
+        self._operations = opened.Operations(partial(open_bucket, options), errors, options.where, options.max_attempts)
 
     async def get(self, name: str, *, timeout: float) -> bytes | None:
         found = await self._get(name, timeout)
@@ -121,7 +119,7 @@ class S3Store:
         await self._command("put", name, put, timeout)
 
     async def aclose(self) -> None:
-        await iothread.release(self)
+        await self._operations.aclose()
 
     async def _delete_one(self, name: str, timeout: float) -> None:
         key = self._options.prefix + name
@@ -202,37 +200,7 @@ class S3Store:
             StoreError: it failed; the message says what, where, how often it was tried, and what to change.
         """
         what = f"{verb} {self._options.url(name)}" + (f" and {more} more" if more else "")
-        made, renewed = Attempts(), False
-
-        async def send() -> T:
-            nonlocal renewed
-            bucket = await iothread.resource(self, partial(open_bucket, self._options))
-            bucket.enter()
-            try:
-                return await ask(bucket)
-            except Exception as e:
-                capped = 0 < self._options.max_attempts <= made.sent
-                if renewed or capped or not (is_of_credentials(e) or is_of_certificates(e)):
-                    raise
-                # Both may have been replaced since this process read them.
-                renewed = True
-                await self._retire(bucket)
-            finally:
-                await bucket.leave()
-            return await send()
-
-        token = attempts.set(made)
-        try:
-            with map_exceptions(what, self._options.where, made), limit(timeout, made, errors) as deadline:
-                return await until(deadline, send, made, self._options.max_attempts, errors)
-        finally:
-            attempts.reset(token)
-
-    async def _retire(self, bucket: Bucket) -> None:
-        # Another operation may have opened a new one already.
-        if not bucket.retired:
-            bucket.retired = True
-            await iothread.release(self)
+        return await self._operations.run(what, ask, timeout)
 
 
 async def _list(prefix: str, token: str | None, s3: Operations) -> Page:
