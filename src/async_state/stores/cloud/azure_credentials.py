@@ -1,4 +1,4 @@
-"""Azure's storage account, and who may use it: an account key, a shared access signature, or a token of azure-identity."""
+"""Azure's storage account, and what requests to it show: a key's signature, a shared access signature, or a token."""
 
 from __future__ import annotations
 

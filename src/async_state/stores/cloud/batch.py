@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from email.parser import BytesHeaderParser
 from typing import Final, NamedTuple
 
+from multidict import CIMultiDict, CIMultiDictProxy
+
 from async_state.stores.cloud.errors import NotCloudError
 from async_state.stores.cloud.http import Answer
 
@@ -56,7 +58,7 @@ def answers(answer: Answer, count: int) -> list[Answer]:
     for part in answer.content.split(f"--{boundary[1]}".encode())[1:]:
         head, _, inner = part.strip(b"\r\n").replace(b"\r\n", b"\n").partition(b"\n\n")
         status = _STATUS.match(inner)
-        number = _NUMBER.search(_headers(head).get("content-id", ""))
+        number = _NUMBER.search(_headers(head).get("Content-ID", ""))
         if status is None or number is None:
             continue
         inner_head, _, content = inner[status.end() :].partition(b"\n\n")
@@ -66,5 +68,6 @@ def answers(answer: Answer, count: int) -> list[Answer]:
     return [found[number] for number in range(count)]
 
 
-def _headers(head: bytes) -> dict[str, str]:
-    return {name.lower(): str(value) for name, value in BytesHeaderParser().parsebytes(head.lstrip(b"\n")).items()}
+def _headers(head: bytes) -> CIMultiDictProxy[str]:
+    parsed = BytesHeaderParser().parsebytes(head.lstrip(b"\n"))
+    return CIMultiDictProxy(CIMultiDict((name, str(value)) for name, value in parsed.items()))

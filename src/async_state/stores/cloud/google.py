@@ -223,8 +223,8 @@ def _entry(item: Mapping[str, Any]) -> Entry:
 
 async def _is_whole(answer: Answer) -> bool:
     """Compare the content with the MD5 hash that Google names, unless it was put together of several objects."""
-    hashes = answer.headers.getall("x-goog-hash", ()) if hasattr(answer.headers, "getall") else ()
-    named = dict(each.strip().partition("=")[::2] for text in hashes for each in text.split(","))
+    hashes = answer.headers.getall("x-goog-hash", [])
+    named: dict[str, str] = dict(each.strip().partition("=")[::2] for text in hashes for each in text.split(","))
     return "md5" not in named or named["md5"] == await _md5(answer.content)
 
 

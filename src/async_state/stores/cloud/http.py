@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from multidict import CIMultiDictProxy
 from yarl import URL
 
 from async_state import threads
@@ -32,7 +33,7 @@ class Answer(NamedTuple):
     """What came back."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: CIMultiDictProxy[str]
     content: bytes
 
 
