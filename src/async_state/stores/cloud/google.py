@@ -224,8 +224,8 @@ def _entry(item: Mapping[str, Any]) -> Entry:
 async def _is_whole(answer: Answer) -> bool:
     """Compare the content with the MD5 hash that Google names, unless it was put together of several objects."""
     hashes = answer.headers.getall("x-goog-hash", [])
-    named: dict[str, str] = dict(each.strip().partition("=")[::2] for text in hashes for each in text.split(","))
-    return "md5" not in named or named["md5"] == await _md5(answer.content)
+    md5 = [each for text in hashes for each in text.replace(" ", "").split(",") if each.startswith("md5=")]
+    return not md5 or md5 == [f"md5={await _md5(answer.content)}"]
 
 
 async def _md5(body: bytes) -> str:
@@ -260,7 +260,7 @@ def _error(answer: Answer) -> CloudError:
     code, message = "", answer.content[:300].decode(errors="replace")
     try:
         found = json.loads(answer.content)["error"]
-        code = str(next(iter(found.get("errors", ())), {}).get("reason", "") or found.get("status", ""))
+        code = str(next((each.get("reason", "") for each in found.get("errors", ())), found.get("status", "")))
         message = str(found.get("message", ""))
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
