@@ -549,3 +549,30 @@ def test_where_a_reference_leads() -> None:
     for ref in f"s3://elsewhere/{name}", f"s3://old/b/{name}/more", f"s3://old/{name}":
         with pytest.raises(UntrustedRefError):
             settings.locate(ref)
+
+
+def test_a_url_of_azure_needs_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match=r"\[async_state\] azure_account: .*AZURE_STORAGE_ACCOUNT"):
+        Settings(url="az://state/prefix")
+    with pytest.raises(ConfigurationError, match="azure_account"):
+        # This endpoint is that of another store.
+        Settings(url="s3://state/new", moved_urls=("az://state/old",), endpoint_url="https://minio.example.com")
+    Settings(url="az://state/prefix", azure_account="account")
+    Settings(url="az://state/prefix", wasb_conn_id="wasb_default")
+    Settings(url="az://state/prefix", endpoint_url="https://account.blob.core.windows.net")
+    for name in "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_CONNECTION_STRING":
+        with monkeypatch.context() as patched:
+            patched.setenv(name, "AccountName=account")
+            Settings(url="az://state/prefix")
+
+
+def test_a_url_of_google_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As where google-auth is missing, which is installed here.
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ConfigurationError, match=r"\[async_state\] url: .*pip install 'airflow-async-state\[gcs\]'"):
+        Settings(url="gs://state/prefix")
+    with pytest.raises(ConfigurationError, match=r"\[async_state\] trusted_urls: "):
+        Settings(url="memory://new", trusted_urls=("gs://state/old",))
+    Settings(url="gs://state/prefix", endpoint_url="http://localhost:4443")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "localhost:4443")
+    Settings(url="gs://state/prefix")

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import configparser
 import dataclasses
+import importlib.util
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -89,6 +91,23 @@ def _name(value: str) -> str:
     if not re.fullmatch(r"[!-~]+", value):
         raise ValueError(f"must be printable ASCII characters without spaces, not {value!r}")
     return value
+
+
+#: The options that hold base URLs.
+_BASES: Final = ("moved_urls", "trusted_urls", "url")
+#: The variables of Azure's own tools that name a storage account.
+_ACCOUNTS: Final = ("AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_CONNECTION_STRING")
+
+
+def _listed(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +274,7 @@ class Settings:
             object.__setattr__(self, option.name, value)
         if self.sse_kms_key_id and not str(self.server_side_encryption).startswith("aws:kms"):
             raise _bad("sse_kms_key_id", f"needs [{SECTION}] server_side_encryption = aws:kms (or aws:kms:dsse)")
+        self._check_clouds()
         if self.url in self.moved_urls:
             raise _bad("moved_urls", f"holds url itself, {self.url}: set url to where the objects have been copied")
         for base in self.moved_urls:
@@ -263,6 +283,23 @@ class Settings:
                     "moved_urls",
                     f"{base} is in trusted_urls as well: remove it there if all of its objects have been copied below "
                     "url, and otherwise here",
+                )
+
+    def _check_clouds(self) -> None:
+        schemes = {base.partition("://")[0]: option for option in _BASES for base in _listed(getattr(self, option))}
+        # Over an endpoint without TLS, no token is sent, so none is needed.
+        emulated = os.environ.get("STORAGE_EMULATOR_HOST") or (
+            self.url.startswith("gs://") and str(self.endpoint_url).startswith("http://")
+        )
+        if "gs" in schemes and not emulated and not _is_installed("google.auth"):
+            raise _bad(schemes["gs"], "gs:// needs the extra: pip install 'airflow-async-state[gcs]'")
+        if "az" in schemes and not (self.azure_account or self.wasb_conn_id):
+            given = self.url.startswith("az://") and self.endpoint_url
+            if not given and not any(os.environ.get(name) for name in _ACCOUNTS):
+                raise _bad(
+                    "azure_account",
+                    "az:// URLs need the name of a storage account, here, in the connection of wasb_conn_id, or in the "
+                    f"environment, in {_ACCOUNTS[0]} or {_ACCOUNTS[-1]}",
                 )
 
     @property

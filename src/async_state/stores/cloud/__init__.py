@@ -57,6 +57,7 @@ def prepare(settings: Settings) -> None:
     else:
         from async_state.stores.cloud import azure_credentials
 
-        if azure_credentials.account_of(settings, AzureConnection()).needs_identity:
+        # What a connection holds, only a task can look up.
+        if not settings.wasb_conn_id and azure_credentials.account_of(settings, AzureConnection()).needs_identity:
             azure_credentials.prepare()
     http.tls_context()
