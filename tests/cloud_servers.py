@@ -181,6 +181,9 @@ class GcsServer(FakeServer):
     It obeys conditions of uploads alone, and deletes an object whatever its generation is. So the proxy compares the
     generation for ``ifGenerationMatch`` of a single deletion, while no upload is under way. In a batch, and in reading,
     no condition is obeyed.
+
+    The more objects a bucket has, the slower it gets: a test of thousands of keys should make a bucket of its own. With
+    files instead of memory it would not, but it could not keep names as long as Google's.
     """
 
     _port: int = field(default=0, repr=False)
