@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
 from typing import Final
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 VERSION: Final = "2023-11-03"
 
@@ -89,11 +89,6 @@ def sas_token(account: str, key: str, permissions: str = "rwdlc", lifetime: floa
     }
     fields["sig"] = _mac(key, [account, *fields.values(), ""])
     return urlencode({name: value for name, value in fields.items() if value}, quote_via=quote)
-
-
-def key_of(target: str) -> str:
-    """Return the blob's name in a target such as ``/account/container/a%20b?timeout=1``."""
-    return unquote(target.partition("?")[0]).split("/", 3)[3]
 
 
 def _mac(key: str, lines: list[str]) -> str:
