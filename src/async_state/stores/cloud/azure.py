@@ -18,7 +18,7 @@ from async_state.connections.azure import AzureConnection
 from async_state.settings import Settings
 from async_state.stores.base import CHECKSUM, Details, Entry, checksum
 from async_state.stores.cloud import azure_credentials, batch
-from async_state.stores.cloud.azure_credentials import Account, Authorizer
+from async_state.stores.cloud.azure_credentials import Authorizer
 from async_state.stores.cloud.errors import Advice, CloudError, CloudErrors, NotCloudError
 from async_state.stores.cloud.http import Answer, Http
 from async_state.stores.cloud.place import ABSENT, Limits, Object, Page, Place, Refusal
@@ -62,14 +62,18 @@ def place(url: str, settings: Settings, connection: AzureConnection) -> Place:
         endpoint=account.endpoint,
         batch=_BATCH,
         errors=CloudErrors(_ADVICE),
-        requests=partial(_requests, parts.netloc, account, connection),
+        requests=partial(_requests, parts.netloc, settings, connection),
         credentials=account.source,
         **Limits.of(settings)._asdict(),
     )
 
 
 @asynccontextmanager
-async def _requests(container: str, account: Account, connection: AzureConnection, http: Http) -> AsyncIterator[Azure]:
+async def _requests(
+    container: str, settings: Settings, connection: AzureConnection, http: Http
+) -> AsyncIterator[Azure]:
+    # Anew each time that connections are opened: a key in the environment may have been replaced.
+    account = azure_credentials.account_of(settings, connection)
     authorizer = azure_credentials.authorizer(account, connection)
     try:
         yield Azure(http, account.endpoint, container, authorizer)
