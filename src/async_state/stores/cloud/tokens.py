@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from async_state import threads
 from async_state.stores.cloud.errors import TokenError
 
 log = logging.getLogger(__name__)
@@ -67,15 +66,20 @@ class Tokens:
             token = self._token
             # Another operation may have asked meanwhile.
             if token is None or _left(token) < _LEAST:
-                token = self._token = await threads.call(self._fetch)
+                token = self._token = await self._fetched()
             return token
 
     async def _renew(self) -> None:
         try:
-            self._token = await threads.call(self._fetch)
+            self._token = await self._fetched()
         except TokenError as e:
             # The old one is good for minutes, and then the operation that needs one reports the failure.
             log.debug("A token could not be renewed yet: %s", e)
+
+    async def _fetched(self) -> Token:
+        # Not by `threads.call`: forks wait for what the I/O loop's executor does, and this may import modules, which a
+        # fork in the middle would leave locked in the new process.
+        return await asyncio.get_running_loop().run_in_executor(None, self._fetch)
 
 
 def _left(token: Token) -> float:
