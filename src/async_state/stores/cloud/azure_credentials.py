@@ -235,7 +235,7 @@ def fetch(connection: AzureConnection) -> Token:
         raise TokenError(f"Azure refused to give a token: {_first_line(e)}", passes=passes) from None
     except exceptions.AzureError as e:
         raise TokenError(f"no token of Azure's was found: {_first_line(e)}", passes=True) from None
-    except (OSError, ValueError) as e:
+    except Exception as e:  # whatever the library raises, or what it is built on
         raise TokenError(f"the credentials can't be used: {type(e).__name__}", passes=True) from None
     return Token(found.token, float(found.expires_on))
 

@@ -61,7 +61,7 @@ def fetch(connection: GoogleConnection) -> Token:
     except exceptions.GoogleAuthError as e:
         # Also where no credentials were found: they may come later.
         raise TokenError(f"no token of Google's was found: {_text(e)}", passes=True) from None
-    except (OSError, ValueError) as e:
+    except Exception as e:  # whatever the library raises, or what it is built on
         raise TokenError(f"the credentials can't be used: {type(e).__name__}", passes=True) from None
     expiry = credentials.expiry
     ends = expiry.replace(tzinfo=timezone.utc).timestamp() if expiry else time.time() + 300
