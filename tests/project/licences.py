@@ -1,6 +1,6 @@
 """Writes docs/licences.md: what is installed with this package, and under which licence.
 
-``python -m tests.project.licences``, in an environment that has the latest versions.
+``python -m tests.project.licences``, in an environment that has the latest versions and every extra.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ PAGE = Path(__file__).parents[2] / "docs" / "licences.md"
 _PACKAGE = "airflow-async-state"
 _HEAD = """# Dependencies and licences
 
-This page lists what is installed with `airflow-async-state`, without its extra, and under which licence each package
-says that it is. A deployment of Airflow has most of it already.
+This page lists what is installed with `airflow-async-state` and with each of its extras, and under which licence each
+package says that it is. A deployment of Airflow has most of it already.
 
 Made by `python -m tests.project.licences` from what the packages themselves say. The package itself is under the Apache
-License 2.0. Of these, it names three itself: apache-airflow-task-sdk, aiobotocore and anyio.
+License 2.0. Of these, it names three itself: apache-airflow-task-sdk, aiobotocore and anyio. text-unidecode, which
+Airflow brings, lets one choose between two licences: it is taken under the Artistic License.
 
-| package | licence |
-|---|---|
 """
+_EXTRAS = {
+    "gcs": "For `gs://` URLs. Of these, the extra names google-auth.",
+    "azure": "For `az://` URLs with an identity. Of these, the extra names azure-identity.",
+    "zstd": "For `compression = zstd`.",
+}
 
 
 def installed_with(name: str) -> set[str]:
@@ -58,7 +62,17 @@ def licence(name: str) -> str:
 
 def page() -> str:
     """Return the page."""
-    return _HEAD + "".join(f"| {name} | {licence(name)} |\n" for name in sorted(installed_with(_PACKAGE)))
+    always = installed_with(_PACKAGE)
+    parts = [_HEAD + _table(always)]
+    for extra, what in _EXTRAS.items():
+        more = installed_with(f"{_PACKAGE}[{extra}]") - always
+        parts.append(f"## With the extra `{extra}`\n\n{what}\n\n{_table(more)}")
+    return "\n".join(parts)
+
+
+def _table(names: set[str]) -> str:
+    rows = "".join(f"| {name} | {licence(name)} |\n" for name in sorted(names))
+    return f"| package | licence |\n|---|---|\n{rows}"
 
 
 if __name__ == "__main__":
