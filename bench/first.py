@@ -23,7 +23,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from subprocess import Popen
+from typing import Any
 
 from bench.clear import private_bytes
 from bench.clients import CLIENTS, KEYS, Client, Ours, installed
@@ -56,31 +58,46 @@ def measure(servers: Servers, sizes: Sizes, found: Found) -> None:
                 found.add("first", name, "ms", (time.perf_counter() - begun) * 1000, process="fresh", clock="wall")
                 found.add("first", name, "ms", seconds * 1000, process="fresh")
             for name in rotated(list(parents), number):
-                parent = parents[name]
-                assert parent.stdin is not None
-                assert parent.stdout is not None
-                parent.stdin.write("fork\n")
-                parent.stdin.flush()
-                seconds, grown = json.loads(parent.stdout.readline())
+                seconds, grown = fork(parents[name])
                 found.add("first", name, "ms", seconds * 1000, process="forked")
                 found.add("first", name, "MB", grown / 1e6, process="forked")
+
+
+def fork(parent: Popen[str]) -> tuple[float, int]:
+    """Let a process that runs `forks` fork, and return seconds and bytes of its child's first set."""
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    parent.stdin.write("fork\n")
+    parent.stdin.flush()
+    seconds, grown = json.loads(parent.stdout.readline())
+    return seconds, grown
 
 
 def fresh(endpoint: str, name: str) -> tuple[float, int]:
     """Return seconds and bytes of the first set in this interpreter."""
     load_airflow()
-    return _first(endpoint, name)
+    return first_set(lambda: CLIENTS[name](endpoint))
 
 
 def parent(endpoint: str, name: str) -> Iterator[tuple[float, int]]:
     """For each line of the input, fork, and yield seconds and bytes of the child's first set."""
     load_airflow()
     if name == "async_state":
-        # As our plugin finds out that it is asked for.
-        from async_state.backend import AsyncStateBackend  # noqa: F401
-        from async_state.stores import prepare
+        prepare_ours(Ours.settings(endpoint))
+    yield from forks(lambda: CLIENTS[name.partition(",")[0]](endpoint))
 
-        prepare(Ours.settings(endpoint))
+
+def prepare_ours(settings: Any) -> None:
+    """Do before forks what our plugin does in the scheduler."""
+    # As the plugin finds out that it is asked for.
+    from async_state.backend import AsyncStateBackend  # noqa: F401
+    from async_state.stores import prepare
+
+    prepare(settings)
+
+
+def forks(make: Callable[[], Client]) -> Iterator[tuple[float, int]]:
+    """For each line of the input, fork, and yield seconds and bytes of the first set with what ``make`` makes."""
     gc.collect()
     gc.freeze()
     for _ in sys.stdin:
@@ -88,7 +105,7 @@ def parent(endpoint: str, name: str) -> Iterator[tuple[float, int]]:
         pid = os.fork()
         if not pid:
             try:
-                os.write(writer, json.dumps(_first(endpoint, name.partition(",")[0])).encode() + b"\n")
+                os.write(writer, json.dumps(first_set(make)).encode() + b"\n")
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
@@ -106,10 +123,11 @@ def load_airflow() -> None:
         importlib.import_module(module)
 
 
-def _first(endpoint: str, name: str) -> tuple[float, int]:
+def first_set(make: Callable[[], Client]) -> tuple[float, int]:
+    """Make a client and set with it, and return the seconds, and by how many bytes the process has grown."""
     before = private_bytes()
     begun = time.perf_counter()
-    client = CLIENTS[name](endpoint)
+    client = make()
     if client.synchronous:
         client.put(KEYS[0])
         took = time.perf_counter() - begun

@@ -31,7 +31,11 @@ def measure(servers: Servers, sizes: Sizes, found: Found) -> None:
 
 def child(endpoint: str, rounds: int, operations: int) -> list[Any]:
     """Return client, operation, mode and milliseconds of each round."""
-    clients = [CLIENTS[name](endpoint) for name in installed(*_NAMES)]
+    return sampled([CLIENTS[name](endpoint) for name in installed(*_NAMES)], rounds, operations)
+
+
+def sampled(clients: list[Client], rounds: int, operations: int) -> list[Any]:
+    """Return client, operation, mode and milliseconds of each round."""
     ways = [(client, False) for client in clients if client.synchronous]
     ways += [(client, True) for client in clients if client.asynchronous]
     samples = []

@@ -96,7 +96,9 @@ of {day}: {machine}.{warning}
 
 
 @dataclass
-class _Target:
+class Target:
+    """A row of the table of targets."""
+
     what: str
     limit: float | None
     measured: float | None
@@ -142,18 +144,18 @@ def _targets(found: Found, mapped: float | None) -> str:
         return mine / other if mine and other else None
 
     targets = [
-        _Target(
+        Target(
             "first operation in a forked task, of common-io's", 1 / 6, ratio("first", "common-io", process="forked")
         ),
-        _Target("the same, in time", None, found.median("first", _OURS, process="forked"), 50, " ms"),
-        _Target(
+        Target("the same, in time", None, found.median("first", _OURS, process="forked"), 50, " ms"),
+        Target(
             "first operation in a fresh interpreter, of common-io's",
             1 / 2,
             ratio("first", "common-io", process="fresh"),
         ),
-        _Target("memory added to a forked task", 18, _of(found, "MB", "first", process="forked"), 12, " MB"),
+        Target("memory added to a forked task", 18, _of(found, "MB", "first", process="forked"), 12, " MB"),
         *(
-            _Target(
+            Target(
                 f"sync {operation}, {_delay(delay)}, of bare aiobotocore's",
                 limit,
                 sync_to_aiobotocore(operation, delay),
@@ -165,21 +167,21 @@ def _targets(found: Found, mapped: float | None) -> str:
                 ("get", DELAY, 1.03),
             )
         ),
-        _Target(
+        Target(
             "puts a second, 64 at once, of bare aiobotocore's",
             0.9,
             ratio("throughput", "aiobotocore", at_once=64),
             2,
             least=True,
         ),
-        _Target(
+        Target(
             "the same with `max_concurrency = 64`",
             0.9,
             ratio("throughput", "aiobotocore", _OURS_64, at_once=64),
             2,
             least=True,
         ),
-        _Target("200 mapped tasks in a real Airflow, of the metadata database's time", 1.15, mapped),
+        Target("200 mapped tasks in a real Airflow, of the metadata database's time", 1.15, mapped),
         *(_clear_target(found, delay, limit) for delay, limit in ((0, 1 / 20), (DELAY, 1 / 200))),
     ]
     rows = "".join(target.row() for target in targets)
@@ -194,17 +196,17 @@ def _of(found: Found, unit: str, measure: str, **case: Any) -> float | None:
     return series.median if series else None
 
 
-def _clear_target(found: Found, delay: int, limit: float) -> _Target:
+def _clear_target(found: Found, delay: int, limit: float) -> Target:
     keys = 10_000
     what = f"clear of {keys:,} keys, {_delay(delay)}, of common-io's"
     mine = found.get("clear", _OURS, unit="s", keys=keys, delay=delay)
     theirs = [s for s in _along(found, "clear", "common-io", "s", "keys", delay=delay) if s.case["keys"] <= keys]
     if mine is None or not theirs:
-        return _Target(what, limit, None)
+        return Target(what, limit, None)
     last = theirs[-1]
     seconds = last.median * keys / last.case["keys"]
     note = "" if last.case["keys"] == keys else f" (its time extrapolated from {last.case['keys']:,} keys)"
-    return _Target(what, limit, mine.median / seconds, note=note)
+    return Target(what, limit, mine.median / seconds, note=note)
 
 
 def _losses(found: Found) -> str:
@@ -340,12 +342,25 @@ def _outage(found: Found) -> str:
     return _table("outage", "how many of 12 succeed that meet a 503 of 10 s", columns, rows)
 
 
-_Cells = Sequence[Series | None]
+#: A table's row: a series of each column, where there is one.
+Cells = Sequence[Series | None]
 
 
 def _table(
-    measure: str, title: str, columns: Sequence[str], rows: Sequence[tuple[str, _Cells, _Cells]], note: str = ""
+    measure: str, title: str, columns: Sequence[str], rows: Sequence[tuple[str, Cells, Cells]], note: str = ""
 ) -> str:
+    return table(title, columns, rows, f"By `python -m bench {measure}`. {note}".rstrip())
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Cells, Cells]], note: str = "") -> str:
+    """Return a table below its heading; nothing if no row has figures.
+
+    Parameters:
+        title: the heading.
+        columns: their titles.
+        rows: each one's title, its series, and those that they are compared with.
+        note: what stands above the table.
+    """
     rows = [(name, cells, base) for name, cells, base in rows if any(cells)]
     if not rows:
         return ""
@@ -354,8 +369,8 @@ def _table(
         f"| {name} | " + " | ".join(_cell(cell, of) for cell, of in zip(cells, base, strict=True)) + " |"
         for name, cells, base in rows
     ]
-    heading = f"### {title[0].upper()}{title[1:]}\n\n"
-    return f"{heading}By `python -m bench {measure}`. {note}".rstrip() + "\n\n" + "\n".join(lines) + "\n"
+    parts = [f"### {title[0].upper()}{title[1:]}", *([note] if note else []), "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _cell(series: Series | None, base: Series | None) -> str:

@@ -22,41 +22,35 @@ BUCKET = "state"
 DELAY = 20
 #: Longer than any measuring process takes.
 _PATIENCE = 900
+_CONFIGURED = ("AIRFLOW_", "AWS_", "AZURE_", "CLOUDSDK_", "GOOGLE_", "STORAGE_EMULATOR_")
 
 
 @dataclass(frozen=True)
-class Servers:
-    """Endpoints by delay in milliseconds, 0 and `DELAY`.
+class Processes:
+    """Starts the processes that measure.
 
     Attributes:
-        rclone: rclone's server, over a temporary directory.
-        memory: `bench.server`, which is asked at ``memory[0]`` what it counted.
         home: for Airflow.
     """
 
-    rclone: dict[int, str]
-    memory: dict[int, str]
     home: Path
 
     def environment(self, endpoint: str) -> dict[str, str]:
-        """Return the environment of a process that measures: Airflow's and AWS's settings are only those made here."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "AIRFLOW_"))}
+        """Return the environment of a process that measures: Airflow and the clouds have what is set here alone."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_CONFIGURED)}
         return {
             **kept,
             "PYTHONPATH": str(ROOT),
             "AIRFLOW_HOME": str(self.home),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
-            "AIRFLOW__COMMON_IO__STATE_STORE_OBJECTSTORAGE_PATH": f"s3://{BUCKET}/common-io",
             "AIRFLOW__COMMON_IO__STATE_STORE_OBJECTSTORAGE_THRESHOLD": "0",
-            "AWS_ENDPOINT_URL_S3": endpoint,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            **self.client_settings(endpoint),
         }
+
+    def client_settings(self, endpoint: str) -> dict[str, str]:
+        """Return what clients find in the environment, to reach ``endpoint``."""
+        raise NotImplementedError
 
     def child(self, function: str, endpoint: str, **arguments: Any) -> Any:
         """Call a function (``module.name`` of this package) in a new interpreter and return what it returns.
@@ -81,6 +75,31 @@ class Servers:
                 yield process
             finally:
                 process.kill()
+
+
+@dataclass(frozen=True)
+class Servers(Processes):
+    """Endpoints by delay in milliseconds, 0 and `DELAY`.
+
+    Attributes:
+        rclone: rclone's server, over a temporary directory.
+        memory: `bench.server`, which is asked at ``memory[0]`` what it counted.
+    """
+
+    rclone: dict[int, str]
+    memory: dict[int, str]
+
+    def client_settings(self, endpoint: str) -> dict[str, str]:
+        return {
+            "AIRFLOW__COMMON_IO__STATE_STORE_OBJECTSTORAGE_PATH": f"s3://{BUCKET}/common-io",
+            "AWS_ENDPOINT_URL_S3": endpoint,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
 
 
 @contextlib.contextmanager

@@ -27,7 +27,11 @@ def measure(servers: Servers, sizes: Sizes, found: Found) -> None:
 
 def child(endpoint: str, rounds: int, levels: list[int], puts: int) -> list[Any]:
     """Return client, number started at once, and puts a second of each round."""
-    clients = [CLIENTS[name](endpoint) for name in installed()]
+    return sampled([CLIENTS[name](endpoint) for name in installed()], rounds, levels, puts)
+
+
+def sampled(clients: list[Client], rounds: int, levels: list[int], puts: int) -> list[Any]:
+    """Return client, number started at once, and puts a second of each round."""
     samples = []
     with opened(clients) as loop:
         for client in clients:

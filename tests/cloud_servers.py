@@ -93,6 +93,11 @@ class AzureServer(FakeServer):
         return f"{self.url}/{self.account}"
 
     @property
+    def direct_endpoint(self) -> str:
+        """The account's address past the proxy."""
+        return f"http://127.0.0.1:{self._port}/{self.account}"
+
+    @property
     def connection_string(self) -> str:
         """What Azure's clients take for address and key together."""
         return (
@@ -190,6 +195,11 @@ class GcsServer(FakeServer):
     _turn: threading.Condition = field(default_factory=threading.Condition, repr=False)
     _uploads: int = field(default=0, repr=False)
 
+    @property
+    def direct_endpoint(self) -> str:
+        """The server's address past the proxy."""
+        return f"http://127.0.0.1:{self._port}"
+
     def make_bucket(self, name: str) -> None:
         """Make an empty bucket, past the proxy."""
         body = json.dumps({"name": name}).encode()
@@ -243,8 +253,11 @@ class GcsServer(FakeServer):
 
 
 @contextlib.contextmanager
-def azurite() -> Iterator[AzureServer]:
+def azurite(*, any_version: bool = False) -> Iterator[AzureServer]:
     """Run Azurite's blob service on a free port of the loopback interface.
+
+    Parameters:
+        any_version: take requests of a version that it does not know, as Azure's newest clients send.
 
     Raises:
         ServerMissing: it is not installed.
@@ -264,7 +277,10 @@ def azurite() -> Iterator[AzureServer]:
         "--blobPort",
         str(port),
     ]
-    with _running([*command, "--inMemoryPersistence", "--disableTelemetry", "--silent"], port):
+    command += ["--inMemoryPersistence", "--disableTelemetry", "--silent"]
+    if any_version:
+        command.append("--skipApiVersionCheck")
+    with _running(command, port):
         server = AzureServer(_port=port)
         with serving(server, server._connected):
             yield server
