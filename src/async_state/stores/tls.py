@@ -27,7 +27,7 @@ async def encryption_of(url: str, context: Callable[[], ssl.SSLContext | None], 
 
     Args:
         url: The endpoint's.
-        context: Returns what verifies certificates, or ``None`` for Python's own choice, and may block. It is not called
+        context: Returns what verifies certificates, or ``None`` for Python's own, and may block. It is not called
             for an endpoint without TLS.
         timeout: Seconds for the connection.
 

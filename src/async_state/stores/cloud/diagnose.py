@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from async_state.stores.cloud import http
-from async_state.stores.cloud.errors import CloudError, is_missing_place
+from async_state.stores.cloud.errors import CloudError, TokenError, is_missing_place
 from async_state.stores.cloud.http import Http
 from async_state.stores.cloud.place import Place, Requests
 from async_state.stores.retry import Attempts, attempts, count_attempt
@@ -64,8 +64,10 @@ class Diagnosis:
         place, made = self._place, attempts.get()
         with place.errors.map_exceptions(f"find credentials for {place.url}", place.where, made):
             count_attempt()
-            with anyio.fail_after(self._timeout):
+            with anyio.move_on_after(self._timeout) as scope:
                 await self._requests.authorize()
+            if scope.cancelled_caught:
+                raise TokenError(f"no token within {self._timeout:g} s", passes=True)
 
     async def tls(self) -> Tls | None:
         """Connect to the endpoint, and return its encryption; ``None`` for one without.
