@@ -22,6 +22,7 @@ from airflow.sdk.state import AssetScope, TaskScope
 from async_state import AsyncStateBackend, Settings
 from async_state.cli import context, definition, runner
 from async_state.testing import FakeS3, Request, faults
+from tests import cloud_places
 from tests.programs.runner import Command, Runner, wait_until_asleep
 from tests.programs.wire import PATIENCE
 
@@ -65,7 +66,7 @@ class Cli:
 DAY = timedelta(days=1)
 
 
-@pytest.fixture(params=["memory", "file", "moto"])
+@pytest.fixture(params=["memory", "file", "moto", *cloud_places.CLOUDS])
 def cli(
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -78,6 +79,8 @@ def cli(
         options = {"url": (tmp_path / "state").as_uri()}
     elif request.param == "moto":
         options = {"url": f"s3://state/{name}", "endpoint_url": request.getfixturevalue("moto").url}
+    elif request.param in cloud_places.CLOUDS:
+        options = cloud_places.options(request, request.param, name)
     settings = Settings(**options, compression="gzip", compression_threshold=500)
     monkeypatch.setattr(context, "settings", lambda: settings)
     # It replaces the root logger's handlers, which are pytest's here.
