@@ -27,6 +27,7 @@ from async_state.stores import Store, open_store
 from async_state.stores.file import FileStore
 from async_state.testing import Answer, FakeS3, Request, faults
 from async_state.testing.faults import Exchange, Fault
+from tests import cloud_places, cloud_servers
 from tests.programs.runner import Command, Runner
 from tests.programs.wire import PATIENCE
 
@@ -38,8 +39,36 @@ VALUES: dict[str, Any] = {f"key {number}/%": {"value": number, "text": "x" * 200
 class Place:
     """A base URL, and what is below it."""
 
-    def __init__(self, url: str, endpoint_url: str | None = None) -> None:
-        self.settings = Settings(url=url, endpoint_url=endpoint_url, compression="gzip", compression_threshold=300)
+    def __init__(self, url: str, endpoint_url: str | None = None, azure_account: str | None = None) -> None:
+        self.settings = Settings(
+            url=url,
+            endpoint_url=endpoint_url,
+            azure_account=azure_account,
+            compression="gzip",
+            compression_threshold=300,
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What names the store where ``url`` is of another scheme."""
+        endpoint, account = self.settings.endpoint_url or "", self.settings.azure_account
+        string = f"AccountName={account};AccountKey={cloud_servers.AZURE_KEY};BlobEndpoint={endpoint}"
+        of_schemes = {
+            "s3": {"AWS_ENDPOINT_URL": endpoint},
+            "gs": {"STORAGE_EMULATOR_HOST": endpoint},
+            "az": {"AZURE_STORAGE_CONNECTION_STRING": string},
+        }
+        return of_schemes.get(self.scheme, {})
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What names the store where ``url`` is of its scheme."""
+        given = {"ENDPOINT_URL": self.settings.endpoint_url, "AZURE_ACCOUNT": self.settings.azure_account}
+        return {f"AIRFLOW__ASYNC_STATE__{name}": value for name, value in given.items() if value}
+
+    @property
+    def scheme(self) -> str:
+        return self.url.partition("://")[0]
 
     @property
     def url(self) -> str:
@@ -89,6 +118,15 @@ class Place:
         return iothread.run(iothread.arun, run)
 
 
+def environment_of(source: Place, target: Place | str) -> dict[str, str]:
+    """Return what the command reads: the options are of ``url``'s scheme, the variables of any other."""
+    given = {"AIRFLOW__ASYNC_STATE__URL": source.url, **source.options}
+    if isinstance(target, Place) and target.scheme != source.scheme:
+        # A directory has no address.
+        given |= target.options if source.scheme == "file" else target.environment
+    return given
+
+
 Run = Callable[..., int]
 
 
@@ -97,10 +135,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command in this process, and return its exit code."""
 
     def run(source: Place, target: Place | str, *options: str) -> int:
-        monkeypatch.setenv("AIRFLOW__ASYNC_STATE__URL", source.url)
-        endpoint = source.settings.endpoint_url or (target.settings.endpoint_url if isinstance(target, Place) else None)
-        if endpoint:
-            monkeypatch.setenv("AIRFLOW__ASYNC_STATE__ENDPOINT_URL", endpoint)
+        for name, value in environment_of(source, target).items():
+            monkeypatch.setenv(name, value)
         to = target.url if isinstance(target, Place) else target
         args = definition.parser().parse_args(["copy", "--to", to, *options])
         monkeypatch.setattr(runner, "_log_to_stderr", lambda *, verbose: None)
@@ -109,7 +145,15 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-@pytest.fixture(params=["s3 to s3", "file to s3", "s3 to file", "file to file", "rclone to rclone"])
+#: From each cloud to another one, and within one, as far as their servers are installed.
+BETWEEN_CLOUDS = [
+    pair
+    for pair in ("s3 to gs", "gs to az", "az to s3", "file to gs", "gs to gs")
+    if {"gs", "az"} & set(pair.split()) <= set(cloud_places.CLOUDS)
+]
+
+
+@pytest.fixture(params=["s3 to s3", "file to s3", "s3 to file", "file to file", "rclone to rclone", *BETWEEN_CLOUDS])
 def places(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Place, Place]:
     """A source and a target of each two kinds of store."""
     kinds = request.param.split(" to ")
@@ -122,6 +166,8 @@ def places(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Place, Place
     def place(kind: str, name: str) -> Place:
         if kind == "file":
             return Place((tmp_path / name).as_uri())
+        if kind in cloud_places.CLOUDS:
+            return Place(**cloud_places.options(request, kind, f"copy-{uuid.uuid4().hex}/{name}"))
         return Place(f"s3://state/copy-{uuid.uuid4().hex}/{name}", server)
 
     return place(kinds[0], "old"), place(kinds[1], "new")

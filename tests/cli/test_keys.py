@@ -22,6 +22,9 @@ from airflow.sdk.state import AssetScope, TaskScope
 from async_state import AsyncStateBackend, Settings
 from async_state.cli import context, definition, runner
 from async_state.testing import FakeS3, Request, faults
+from async_state.testing.server import FakeServer
+from tests import cloud_places
+from tests.cloud_faults import azure_error, gcs_error
 from tests.programs.runner import Command, Runner, wait_until_asleep
 from tests.programs.wire import PATIENCE
 
@@ -65,7 +68,7 @@ class Cli:
 DAY = timedelta(days=1)
 
 
-@pytest.fixture(params=["memory", "file", "moto"])
+@pytest.fixture(params=["memory", "file", "moto", *cloud_places.CLOUDS])
 def cli(
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -78,6 +81,8 @@ def cli(
         options = {"url": (tmp_path / "state").as_uri()}
     elif request.param == "moto":
         options = {"url": f"s3://state/{name}", "endpoint_url": request.getfixturevalue("moto").url}
+    elif request.param in cloud_places.CLOUDS:
+        options = cloud_places.options(request, request.param, name)
     settings = Settings(**options, compression="gzip", compression_threshold=500)
     monkeypatch.setattr(context, "settings", lambda: settings)
     # It replaces the root logger's handlers, which are pytest's here.
@@ -205,20 +210,36 @@ def test_delete_of_everything_is_refused(cli: Cli) -> None:
     assert len(cli.rows("list")) == 10
 
 
-def test_a_failure_names_itself_and_the_next_try_takes_up_the_rest(moto: FakeS3, python: Runner) -> None:
-    settings = Settings(url=f"s3://state/{uuid.uuid4().hex}", endpoint_url=moto.url)
+@pytest.mark.parametrize(
+    ("scheme", "server", "fault", "said"),
+    [
+        ("s3", "moto", faults.error(403, "AccessDenied"), "AccessDenied"),
+        ("gs", "gcs", gcs_error(403, "forbidden"), "Storage Object User"),
+        ("az", "azure", azure_error(403, "AuthorizationFailure"), "Storage Blob Data Contributor"),
+    ],
+    ids=["s3", "gs", "az"],
+)
+def test_a_failure_names_itself_and_the_next_try_takes_up_the_rest(
+    scheme: str, server: str, fault: faults.Fault, said: str, request: pytest.FixtureRequest, python: Runner
+) -> None:
+    store: FakeServer = request.getfixturevalue(server)
+    path = uuid.uuid4().hex
+    if scheme == "s3":
+        settings = Settings(url=f"s3://state/{path}", endpoint_url=store.url)
+    else:
+        settings = Settings(**cloud_places.options(request, scheme, path))
     with AsyncStateBackend(settings) as backend:
         for number in range(3):
             backend.serialize_task_state_store_to_ref(value=1, key=str(number), scope=TaskScope("d", "r", "t"))
     environment = environment_of(settings)
     command = ("delete", "--dag-id", "d", "--yes")
     with (
-        moto.failing(faults.error(403, "AccessDenied"), method="POST"),
+        store.failing(fault, method="POST"),
         Command(python, *command, environment=environment) as failed,
     ):
         out, err = failed.communicate()
     assert failed.returncode == 1
-    assert "AccessDenied" in err
+    assert said in err
     assert out == ""
     with Command(python, *command, environment=environment) as done:
         assert done.communicate()[0] == "Deleted 3 objects\n"
@@ -229,6 +250,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
     given = {
         "AIRFLOW__ASYNC_STATE__URL": settings.url,
         "AIRFLOW__ASYNC_STATE__ENDPOINT_URL": settings.endpoint_url or "",
+        "AIRFLOW__ASYNC_STATE__AZURE_ACCOUNT": settings.azure_account or "",
     }
     return {**os.environ, **given, "AIRFLOW__ASYNC_STATE__TIMEOUT": str(settings.timeout)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from async_state.settings import Settings
 from async_state.stores import open_store
 from async_state.stores.base import Store
 from async_state.testing import FakeS3
+from tests import cloud_places
 
 DAY = 24 * 3600
 
@@ -102,9 +104,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def configured(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
-    monkeypatch.setenv("AIRFLOW__ASYNC_STATE__URL", settings.url)
-    if settings.endpoint_url:
-        monkeypatch.setenv("AIRFLOW__ASYNC_STATE__ENDPOINT_URL", settings.endpoint_url)
+    for name in "url", "endpoint_url", "azure_account":
+        if value := getattr(settings, name):
+            monkeypatch.setenv(f"AIRFLOW__ASYNC_STATE__{name.upper()}", value)
 
 
 @pytest.fixture
@@ -117,17 +119,19 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Base]:
     base.run(base.store.aclose)
 
 
-@pytest.fixture(params=["file", "moto", "rclone"])
+@pytest.fixture(params=["file", "moto", "rclone", *cloud_places.CLOUDS])
 def any_base(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Base]:
     """A base URL of each kind of store in turn."""
     directory: Path | None = None
+    name = re.sub(r"[^\w-]", "-", request.node.name)
     if request.param == "file":
         directory = tmp_path / "state"
         settings = Settings(url=directory.as_uri())
+    elif request.param in cloud_places.CLOUDS:
+        settings = Settings(**cloud_places.options(request, request.param, name))
     else:
         server: FakeS3 | str = request.getfixturevalue("moto" if request.param == "moto" else "rclone_url")
-        url = f"s3://state/{request.node.name.translate(str.maketrans('[]', '--'))}"
-        settings = Settings(url=url, endpoint_url=server if isinstance(server, str) else server.url)
+        settings = Settings(url=f"s3://state/{name}", endpoint_url=server if isinstance(server, str) else server.url)
     configured(monkeypatch, settings)
     base = Base(settings, directory)
     yield base

@@ -17,7 +17,7 @@ from async_state.cli.runner import DONE, FAILED
 from async_state.connections import Connection
 from async_state.errors import ConfigurationError
 from async_state.settings import Settings
-from async_state.stores import open_store
+from async_state.stores import Store, open_store
 
 #: An operation that takes longer is as good as failed, for the person who waits.
 _TIMEOUT: Final = 10.0
@@ -79,14 +79,29 @@ async def _of_the_store(settings: Settings, connection: Connection, add: Add) ->
 
         if not await s3.check(S3Options.of(settings.url, settings, connection), timeout, add):
             return False
-    store = open_store(settings.url, settings, connection)
     try:
+        store = open_store(settings.url, settings, connection)
+    except ConfigurationError as e:
+        add(fail("credentials", str(e)))
+        return False
+    try:
+        if settings.url.startswith(("gs://", "az://")) and not await _of_a_cloud(store, timeout, add):
+            return False
         if not await Probe(store, settings.url, timeout, add).check():
             return False
         await deployment.check(settings, store, timeout, add)
     finally:
         await store.aclose()
     return True
+
+
+async def _of_a_cloud(store: Store, timeout: float, add: Add) -> bool:
+    # They import aiohttp.
+    from async_state.cli.checks import cloud
+    from async_state.stores.cloud.store import CloudStore
+
+    assert isinstance(store, CloudStore)  # noqa: S101 - for mypy
+    return await cloud.check(store.place, timeout, add)
 
 
 @contextmanager

@@ -116,7 +116,7 @@ class Store(Protocol):
         """
 
     async def copy_from(self, base_url: str, name: str, seen: Details | None, *, timeout: float) -> bool:
-        """Copy the object ``name`` from below ``base_url``, another base URL of the same kind, inside the store.
+        """Copy the object ``name`` from below ``base_url``, another base URL of any kind, inside the store.
 
         Nothing is copied over what was written since `head` has ``seen`` what is here, as in `put_over`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Status(Enum):
@@ -32,6 +32,9 @@ class Finding(NamedTuple):
     advice: str = ""
     ms: float | None = None
 
+
+#: What the names of all values begin with, below the prefix: settings of a bucket matter that are about these.
+KINDS: Final = ("v1/task/", "v1/asset/")
 
 #: Takes the next finding.
 Add = Callable[[Finding], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Iterator
 from importlib import metadata
@@ -9,6 +10,7 @@ from typing import Final
 
 from async_state import compat, patches
 from async_state.cli.checks import Finding, fail, ok, warn
+from async_state.errors import ConfigurationError
 from async_state.settings import Settings
 
 _PACKAGES: Final = (
@@ -19,6 +21,11 @@ _PACKAGES: Final = (
     "botocore",
     "aiohttp",
 )
+#: What asks for tokens, and how it is installed.
+_CLOUDS: Final = {
+    "gs": ("google-auth", "airflow-async-state[gcs]"),
+    "az": ("azure-identity", "airflow-async-state[azure]"),
+}
 
 
 def findings(settings: Settings | None) -> Iterator[Finding]:
@@ -31,6 +38,8 @@ def findings(settings: Settings | None) -> Iterator[Finding]:
             # Not apache-airflow-core, without which a worker can do.
             if package != "apache-airflow-core":
                 yield warn(package, "not found by its name", f"pip install {package}")
+    if settings is not None:
+        yield from _of_the_cloud(settings)
     try:
         loaded, errors = compat.load_plugins()
     except Exception as e:  # whatever a new version of the SDK does
@@ -47,6 +56,28 @@ def findings(settings: Settings | None) -> Iterator[Finding]:
     yield ok("plugin", "loaded")
     if settings is not None:
         yield _accessors(settings)
+
+
+def _of_the_cloud(settings: Settings) -> Iterator[Finding]:
+    """Yield the version of the library that asks a cloud for tokens, or say whether it is needed."""
+    scheme = settings.url.partition("://")[0]
+    if scheme not in _CLOUDS:
+        return
+    package, extra = _CLOUDS[scheme]
+    try:
+        yield ok(package, metadata.version(package))
+    except metadata.PackageNotFoundError:
+        # It imports aiohttp.
+        from async_state.stores import cloud
+
+        needed = False
+        # What can't be used is told with the credentials.
+        with contextlib.suppress(ConfigurationError):
+            needed = cloud.needs_library(settings)
+        if needed:
+            yield fail(package, "not installed: no token can be asked for", f"pip install {extra!r}")
+        else:
+            yield ok(package, f"not installed, and not needed without tokens (pip install {extra!r})")
 
 
 def _accessors(settings: Settings) -> Finding:

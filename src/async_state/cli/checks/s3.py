@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-from async_state.cli.checks import Add, Finding, fail, ok, warn
+from async_state.cli.checks import KINDS, Add, Finding, fail, ok, tls, warn
 from async_state.errors import StoreError
 from async_state.stores.s3 import _botocore
 from async_state.stores.s3.diagnose import Answer, Diagnosis, diagnosis
 from async_state.stores.s3.options import S3Options
 
-#: A certificate that ends sooner is worth a word.
-_SOON: Final = timedelta(days=14)
-_LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 #: Classes in which an object can't be read at once.
 _ARCHIVES: Final = ("GLACIER", "DEEP_ARCHIVE")
 _ARCHIVE_ADVICE: Final = "Leave the prefix out of the rule: its objects could not be read at once any more"
@@ -40,9 +35,9 @@ async def check(options: S3Options, timeout: float, add: Add) -> bool:
             if found.is_proxied:
                 add(ok(subject, f"{found.url}, through a proxy"))
             else:
-                tls = await found.tls()
+                encryption = await found.tls()
                 add(ok(subject, found.url))
-                add(_tls(found.url, tls and tls.version, tls and tls.ends))
+                add(tls.finding(found.url, encryption))
             place = await found.place()
             if place.is_missing:
                 advice = "Create it, or correct [async_state] url"
@@ -115,10 +110,7 @@ def _meets(rule: Mapping[str, Any], prefix: str) -> bool:
     if "Tag" in chosen or both.get("Tags"):
         return False
     start = _start(rule)
-    return any(f"{prefix}{kind}".startswith(start) or start.startswith(f"{prefix}{kind}") for kind in _KINDS)
-
-
-_KINDS: Final = ("v1/task/", "v1/asset/")
+    return any(f"{prefix}{kind}".startswith(start) or start.startswith(f"{prefix}{kind}") for kind in KINDS)
 
 
 def _start(rule: Mapping[str, Any]) -> str:
@@ -136,7 +128,7 @@ def _versioning(answer: Answer, rules: Sequence[Mapping[str, Any]], prefix: str)
     ends = any(
         "NoncurrentVersionExpiration" in rule
         and _meets(rule, prefix)
-        and all(f"{prefix}{kind}".startswith(_start(rule)) for kind in _KINDS)
+        and all(f"{prefix}{kind}".startswith(_start(rule)) for kind in KINDS)
         for rule in rules
     )
     if ends:
@@ -169,20 +161,6 @@ def _region(options: S3Options, used: str, of_bucket: str) -> Finding:
     if options.endpoint_url:
         return warn("region", detail, f"{advice}, unless this store takes any region")
     return fail("region", f"{detail}: the first request of each process is refused", advice)
-
-
-def _tls(url: str, version: str | None, ends: datetime | None) -> Finding:
-    if version is None:
-        if urlsplit(url).hostname in _LOCAL:
-            return ok("tls", "none, on this machine")
-        return warn(
-            "tls", "none: others on the network can read values", "Use an https:// endpoint outside a trusted network"
-        )
-    if ends is None:
-        return ok("tls", version)
-    left = ends - datetime.now(timezone.utc)
-    detail = f"{version}, the certificate ends on {ends:%Y-%m-%d}"
-    return ok("tls", detail) if left > _SOON else warn("tls", detail, "Renew the store's certificate")
 
 
 def _fast_path(found: Diagnosis) -> Finding:

@@ -9,6 +9,7 @@
     tokens.py              a token, kept until it ends
     batch.py               many requests in one, in the format that both clouds know
     http.py                one request as one HTTP exchange
+    diagnose.py            what the command check asks about a bucket or container
     errors.py              which errors pass, and what each means for the person on call
 
 Each request is sent over aiohttp. The clouds' own libraries give credentials alone, and only where a token is needed.
@@ -45,19 +46,34 @@ def open_store(url: str, settings: Settings, connection: Connection) -> CloudSto
     return CloudStore(azure.place(url, settings, connection))
 
 
+def needs_library(settings: Settings) -> bool:
+    """Tell whether requests of the store at ``settings.url`` need the library that asks its cloud for tokens.
+
+    What an Airflow connection holds, only a task can look up, so that one is taken to hold keys.
+
+    Raises:
+        ConfigurationError: nothing names the storage account of an ``az://`` URL.
+    """
+    if settings.url.startswith("gs://"):
+        from async_state.stores.cloud import google_credentials
+
+        return google_credentials.are_needed(settings, GoogleConnection())
+    from async_state.stores.cloud import azure_credentials
+
+    return not settings.wasb_conn_id and azure_credentials.account_of(settings, AzureConnection()).needs_identity
+
+
 def prepare(settings: Settings) -> None:
     """Import what the store at ``settings.url`` needs, and read certificates, for processes forked from this one."""
     from async_state.stores.cloud import http
 
-    if settings.url.startswith("gs://"):
-        from async_state.stores.cloud import google_credentials
+    if needs_library(settings):
+        if settings.url.startswith("gs://"):
+            from async_state.stores.cloud import google_credentials
 
-        if google_credentials.are_needed(settings, GoogleConnection()):
             google_credentials.prepare()
-    else:
-        from async_state.stores.cloud import azure_credentials
+        else:
+            from async_state.stores.cloud import azure_credentials
 
-        # What a connection holds, only a task can look up.
-        if not settings.wasb_conn_id and azure_credentials.account_of(settings, AzureConnection()).needs_identity:
             azure_credentials.prepare()
     http.tls_context()

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 from xml.etree import ElementTree
 
@@ -93,6 +93,7 @@ class Azure:
 
     def __init__(self, http: Http, endpoint: str, container: str, authorizer: Authorizer) -> None:
         self._http = http
+        self._account = endpoint
         self._container = f"{endpoint}/{container}"
         self._authorizer = authorizer
 
@@ -162,6 +163,21 @@ class Azure:
     async def metadata(self, key: str, found: Object) -> Mapping[str, str]:
         return found.metadata
 
+    async def authorize(self) -> None:
+        await self._authorizer.headers("GET", self._container, {})
+
+    async def bucket(self) -> Mapping[str, Any]:
+        answer = await self._send("GET", f"{self._container}?restype=container")
+        _expect(answer, 200)
+        return {name.lower(): value for name, value in answer.headers.items()}
+
+    async def service(self) -> Mapping[str, Any]:
+        answer = await self._send("GET", f"{self._account}/?restype=service&comp=properties")
+        _expect(answer, 200)
+        root = _parsed(answer.content, "StorageServiceProperties")
+        # By the path of each.
+        return {f"{part.tag}/{each.tag}": each.text or "" for part in root for each in part}
+
     async def _send(self, method: str, url: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
         sent = {"x-ms-version": azure_credentials.VERSION, **(headers or {}), "Content-Length": str(len(body))}
         authorized = await self._authorizer.headers(method, url, sent)
@@ -192,13 +208,18 @@ def _metadata(answer: Answer) -> dict[str, str]:
     return {name.removeprefix(_METADATA): value for name, value in named if name.startswith(_METADATA)}
 
 
-def _page(content: bytes) -> Page:
+def _parsed(content: bytes, tag: str) -> ElementTree.Element:
     try:
         root = ElementTree.fromstring(content)  # noqa: S314 - a cloud can harm those who trust it with state anyway
     except ElementTree.ParseError as e:
         raise NotCloudError(f"the answer is no XML document: {e}") from None
-    if root.tag != "EnumerationResults":
-        raise NotCloudError("the answer is not a listing")
+    if root.tag != tag:
+        raise NotCloudError(f"the answer is no {tag}")
+    return root
+
+
+def _page(content: bytes) -> Page:
+    root = _parsed(content, "EnumerationResults")
     entries = [
         Entry(
             blob.findtext("Name") or "",

@@ -35,6 +35,8 @@ _BATCH: Final = 100
 _OFFLOAD_BYTES: Final = 256 * 1024
 _METADATA: Final = "x-goog-meta-"
 _FIELDS: Final = "name,size,updated,generation,crc32c"
+#: Of a bucket: what may hurt state.
+_SETTINGS: Final = "location,storageClass,versioning,lifecycle,retentionPolicy,defaultEventBasedHold,softDeletePolicy"
 _ADVICE: Final = Advice(
     credentials=(
         "Give this process Google's Application Default Credentials (workload identity, a service account of the "
@@ -180,6 +182,18 @@ class Google:
             return found.metadata
         details = await self._details(key, f"&generation={found.tag}")
         return details.metadata if details else {}
+
+    async def authorize(self) -> None:
+        if self._tokens is not None:
+            await self._tokens.get()
+
+    async def bucket(self) -> Mapping[str, Any]:
+        answer = await self._send("GET", f"{self._bucket}?fields={quote(_SETTINGS)}")
+        _expect(answer, 200)
+        return _document(answer)
+
+    async def service(self) -> Mapping[str, Any]:
+        return {}
 
     async def _details(self, key: str, generation: str) -> Details | None:
         fields = quote(f"{_FIELDS},contentEncoding,metadata")

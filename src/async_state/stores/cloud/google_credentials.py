@@ -32,7 +32,7 @@ def are_needed_at(endpoint: str) -> bool:
 def described(connection: GoogleConnection, endpoint: str) -> str:
     """Say where credentials come from, for the person who asks."""
     if not are_needed_at(endpoint):
-        return "none, as the endpoint has no TLS"
+        return "nobody, as a token is never sent to an endpoint without TLS"
     if connection.key or connection.key_path:
         return f"the Airflow connection {connection.conn_id}"
     file = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from async_state.settings import Settings
 from async_state.stores.base import Details, Entry
@@ -97,6 +97,15 @@ class Requests(Protocol):
 
     async def metadata(self, key: str, found: Object) -> Mapping[str, str]:
         """Return the metadata of an object that `get` has found; empty if another write came in between."""
+
+    async def authorize(self) -> None:
+        """Find what shows who sends a request, without sending one."""
+
+    async def bucket(self) -> Mapping[str, Any]:
+        """Return what the cloud tells of the bucket or container itself, in its own words."""
+
+    async def service(self) -> Mapping[str, Any]:
+        """Return what the cloud tells of the account around it, in its own words; empty where it has none."""
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import anyio
 from botocore.exceptions import ClientError
 
-from async_state import threads
 from async_state.errors import StoreTimeoutError
 from async_state.stores.retry import Attempts, attempts, count_attempt
 from async_state.stores.s3 import _botocore
@@ -26,6 +23,7 @@ from async_state.stores.s3.endpoint import is_proxied
 from async_state.stores.s3.errors import is_denied, is_not_implemented, map_exceptions
 from async_state.stores.s3.operations import S3Error
 from async_state.stores.s3.options import S3Options
+from async_state.stores.tls import Tls, encryption_of
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -47,13 +45,6 @@ _PROVIDERS: Final = {
 }
 #: Answers that say that nothing is configured.
 _NONE: Final = frozenset({"NoSuchLifecycleConfiguration", "ObjectLockConfigurationNotFoundError"})
-
-
-class Tls(NamedTuple):
-    """A connection's encryption: the protocol's version, and when the server's certificate ends."""
-
-    version: str
-    ends: datetime | None
 
 
 class Place(NamedTuple):
@@ -148,24 +139,10 @@ class Diagnosis:
         Raises:
             StoreError: There is no connection, or its certificate is not accepted.
         """
-        parts = urlsplit(self.url)
-        context: ssl.SSLContext | None = None
-        with map_exceptions(f"connect to {parts.netloc}", self._options.where, attempts.get()):
+        with map_exceptions(f"connect to {urlsplit(self.url).netloc}", self._options.where, attempts.get()):
             count_attempt()
-            if parts.scheme == "https":
-                context = await threads.call(_botocore.tls_context, self._bucket.ca_bundle)
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            with anyio.fail_after(self._options.connect_timeout):
-                _, writer = await asyncio.open_connection(parts.hostname, port, ssl=context)
-        with closing(writer):
-            connection: ssl.SSLObject | None = writer.get_extra_info("ssl_object")
-            if connection is None:
-                return None
-            ends = (connection.getpeercert() or {}).get("notAfter")
-            return Tls(
-                connection.version() or "TLS",
-                datetime.fromtimestamp(ssl.cert_time_to_seconds(str(ends)), timezone.utc) if ends else None,
-            )
+            context = partial(_botocore.tls_context, self._bucket.ca_bundle)
+            return await encryption_of(self.url, context, self._options.connect_timeout)
 
     async def versioning(self) -> Answer:
         """Return the answer to GetBucketVersioning."""

@@ -106,6 +106,9 @@ class S3Store:
         return await self._command("delete", seen.entry.name, delete, timeout)
 
     async def copy_from(self, base_url: str, name: str, seen: Details | None, *, timeout: float) -> bool:
+        # A bucket of the same name may be here as well, with other objects.
+        if not base_url.startswith("s3://"):
+            return False
         bucket, prefix = bucket_and_prefix(base_url)
         source = {"Bucket": bucket, "Key": prefix + name}
         copy = partial(commands.copy, source=source, arguments=dict(self._options.put_arguments), seen=seen)
