@@ -32,9 +32,9 @@ _HOST_LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 _CONNECTIONS: Final = {"s3": "aws_conn_id", "gs": "gcp_conn_id", "az": "wasb_conn_id"}
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-#: A parameter of a URL's query whose name says that its value is secret, as in a presigned URL.
+#: A parameter of a URL's query whose name says that its value is secret, as in a presigned URL, or in Azure's with sig.
 _SECRET_PARAMETER: Final = re.compile(
-    r"([?&;][\w.-]{0,40}(?:signature|credential|token|secret|password|passwd|key)[\w.-]{0,40}=)[^\s&;'\"]+",
+    r"([?&;][\w.-]{0,40}(?:sig|credential|token|secret|password|passwd|key)[\w.-]{0,40}=)[^\s&;'\"]+",
     re.IGNORECASE,
 )
 

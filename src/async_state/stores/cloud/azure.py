@@ -20,7 +20,7 @@ from async_state.stores.base import CHECKSUM, Details, Entry, checksum
 from async_state.stores.cloud import azure_credentials, batch
 from async_state.stores.cloud.azure_credentials import Authorizer
 from async_state.stores.cloud.errors import Advice, CloudError, CloudErrors, NotCloudError
-from async_state.stores.cloud.http import Answer, Http
+from async_state.stores.cloud.http import Answer, Http, not_expected
 from async_state.stores.cloud.place import ABSENT, Limits, Object, Page, Place, Refusal
 
 #: Azure's limit on the requests of one batch.
@@ -62,7 +62,7 @@ def place(url: str, settings: Settings, connection: AzureConnection) -> Place:
         endpoint=account.endpoint,
         batch=_BATCH,
         errors=CloudErrors(_ADVICE),
-        requests=partial(_requests, parts.netloc, settings, connection),
+        requests=partial(_requests, parts.netloc, account.endpoint, settings, connection),
         credentials=account.source,
         **Limits.of(settings)._asdict(),
     )
@@ -70,13 +70,13 @@ def place(url: str, settings: Settings, connection: AzureConnection) -> Place:
 
 @asynccontextmanager
 async def _requests(
-    container: str, settings: Settings, connection: AzureConnection, http: Http
+    container: str, endpoint: str, settings: Settings, connection: AzureConnection, http: Http
 ) -> AsyncIterator[Azure]:
-    # Anew each time that connections are opened: a key in the environment may have been replaced.
+    # Looked up anew, as key or signature may have been replaced.
     account = azure_credentials.account_of(settings, connection)
     authorizer = azure_credentials.authorizer(account, connection)
     try:
-        yield Azure(http, account.endpoint, container, authorizer)
+        yield Azure(http, endpoint, container, authorizer)
     finally:
         await authorizer.aclose()
 
@@ -102,9 +102,12 @@ class Azure:
         if _is_no_blob(answer):
             return None
         _expect(answer, 200)
+        tag = answer.headers.get("ETag", "").strip('"')
+        if not tag or "x-ms-request-id" not in answer.headers:
+            raise NotCloudError("the answer lacks the headers that Azure gives each blob")
         metadata = _metadata(answer)
         is_whole = metadata.get(CHECKSUM) in (None, checksum(answer.content))
-        return Object(answer.content, metadata, answer.headers.get("ETag", "").strip('"'), is_whole)
+        return Object(answer.content, metadata, tag, is_whole)
 
     async def put(
         self, key: str, body: bytes, content_encoding: str, metadata: Mapping[str, str], condition: str | None = None
@@ -228,6 +231,8 @@ def _page(content: bytes) -> Page:
             (blob.findtext("Properties/Etag") or "").strip('"'),
         )
         for blob in root.iterfind("Blobs/Blob")
+        # Accounts with a hierarchical namespace list these as well.
+        if blob.findtext("Properties/ResourceType") != "directory"
     ]
     return Page(entries, root.findtext("NextMarker") or None)
 
@@ -240,12 +245,12 @@ def _time(text: str) -> datetime:
 
 
 def _is_no_blob(answer: Answer) -> bool:
-    return answer.status == 404 and answer.headers.get("x-ms-error-code", "BlobNotFound") == "BlobNotFound"
+    return answer.status == 404 and answer.headers.get("x-ms-error-code") == "BlobNotFound"
 
 
 def _expect(answer: Answer, status: int) -> None:
     if answer.status != status:
-        raise _error(answer)
+        raise _error(answer) if answer.status >= 400 else not_expected(answer)
 
 
 def _error(answer: Answer) -> CloudError:

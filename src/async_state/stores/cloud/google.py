@@ -24,7 +24,7 @@ from async_state.settings import Settings
 from async_state.stores.base import CHECKSUM, Details, Entry
 from async_state.stores.cloud import batch, google_credentials
 from async_state.stores.cloud.errors import Advice, CloudError, CloudErrors, NotCloudError
-from async_state.stores.cloud.http import Answer, Http
+from async_state.stores.cloud.http import Answer, Http, not_expected
 from async_state.stores.cloud.place import ABSENT, Limits, Object, Page, Place, Refusal
 from async_state.stores.cloud.tokens import Tokens
 
@@ -118,10 +118,12 @@ class Google:
         if _is_no_object(answer):
             return None
         _expect(answer, 200)
+        tag = answer.headers.get("x-goog-generation")
+        if tag is None:
+            raise NotCloudError("the answer lacks the generation that Google gives each object")
         named = ((name.lower(), value) for name, value in answer.headers.items())
         metadata = {name.removeprefix(_METADATA): value for name, value in named if name.startswith(_METADATA)}
-        is_whole = await _is_whole(answer)
-        return Object(answer.content, metadata, answer.headers.get("x-goog-generation", ""), is_whole)
+        return Object(answer.content, metadata, tag, await _is_whole(answer))
 
     async def put(
         self, key: str, body: bytes, content_encoding: str, metadata: Mapping[str, str], condition: str | None = None
@@ -146,12 +148,17 @@ class Google:
         )
         target = f"{self._upload}?uploadType=multipart{_if(condition)}"
         headers = {"Content-Type": f"multipart/related; boundary={boundary}"}
-        _expect(await self._send("POST", target, headers, content), 200)
+        answer = await self._send("POST", target, headers, content)
+        _expect(answer, 200)
+        if "generation" not in _document(answer):
+            raise NotCloudError("the answer lacks the generation that Google gives each object")
 
     async def delete(self, key: str, condition: str | None = None) -> None:
         answer = await self._send("DELETE", f"{self._object(key)}?{_if(condition)[1:]}".rstrip("?"))
         if not _is_no_object(answer):
             _expect(answer, 200, 204)
+            if _is_page(answer):
+                raise NotCloudError("the answer is a page of HTML")
 
     async def delete_many(self, keys: Sequence[str]) -> Sequence[Refusal]:
         content_type, body = batch.compose(batch.Part("DELETE", self._object(key), {}) for key in keys)
@@ -178,7 +185,7 @@ class Google:
 
     async def metadata(self, key: str, found: Object) -> Mapping[str, str]:
         # What we have written has some.
-        if CHECKSUM in found.metadata or not found.tag:
+        if CHECKSUM in found.metadata:
             return found.metadata
         details = await self._details(key, f"&generation={found.tag}")
         return details.metadata if details else {}
@@ -252,7 +259,12 @@ def _hash(body: bytes) -> str:
 
 def _is_no_object(answer: Answer) -> bool:
     # The other thing that may be missing is the bucket.
-    return answer.status == 404 and b"bucket does not exist" not in answer.content
+    return answer.status == 404 and not _is_page(answer) and b"bucket does not exist" not in answer.content
+
+
+def _is_page(answer: Answer) -> bool:
+    # Google has text under Content-Type: text/html, but no tags.
+    return answer.content.lstrip().startswith(b"<")
 
 
 def _document(answer: Answer) -> dict[str, Any]:
@@ -267,7 +279,7 @@ def _document(answer: Answer) -> dict[str, Any]:
 
 def _expect(answer: Answer, *statuses: int) -> None:
     if answer.status not in statuses:
-        raise _error(answer)
+        raise _error(answer) if answer.status >= 400 else not_expected(answer)
 
 
 def _error(answer: Answer) -> CloudError:

@@ -19,6 +19,7 @@ from yarl import URL
 
 from async_state import threads
 from async_state.stores.base import check_size
+from async_state.stores.cloud.errors import NotCloudError
 from async_state.stores.retry import count_attempt
 
 _KEEPALIVE_SECONDS: Final = 12.0
@@ -99,7 +100,16 @@ async def connections(endpoint: str, *, limit: int, connect_timeout: float, read
         skip_auto_headers={"Content-Type"},
         auto_decompress=False,
     ) as session:
+        # Or aiohttp would send again, by itself and uncounted, after a connection that had been closed meanwhile.
+        if hasattr(session, "_retry_connection"):
+            session._retry_connection = False
         yield Http(session, None if proxy_bypass(parts.netloc) else proxies.get(parts.scheme))
+
+
+def not_expected(answer: Answer) -> NotCloudError:
+    """Return the error that tells of a success which is none of the cloud: the page of a login, or a redirect to it."""
+    kind = answer.headers.get("Content-Type", "no content type")
+    return NotCloudError(f"HTTP {answer.status} with {kind} is not the answer of the service")
 
 
 def tls_context() -> ssl.SSLContext:

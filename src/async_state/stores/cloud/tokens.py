@@ -39,6 +39,7 @@ class Tokens:
         self._fetch = fetch
         self._token: Token | None = None
         self._asking = asyncio.Lock()
+        self._failure: tuple[float, TokenError] | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._renewed = 0.0
 
@@ -51,7 +52,8 @@ class Tokens:
         token = self._token
         if token is None or _left(token) < _LEAST:
             return (await self._ask()).value
-        if _left(token) < _EARLY and time.monotonic() - self._renewed > _PAUSE:
+        is_renewing = self._renewal is not None and not self._renewal.done()
+        if _left(token) < _EARLY and time.monotonic() - self._renewed > _PAUSE and not is_renewing:
             self._renewed = time.monotonic()
             self._renewal = asyncio.create_task(self._renew())
         return token.value
@@ -62,11 +64,19 @@ class Tokens:
             self._renewal.cancel()
 
     async def _ask(self) -> Token:
+        began = time.monotonic()
         async with self._asking:
             token = self._token
-            # Another operation may have asked meanwhile.
-            if token is None or _left(token) < _LEAST:
+            # Another operation may have asked meanwhile, and what it was told counts for all that have waited.
+            if token is not None and _left(token) >= _LEAST:
+                return token
+            if self._failure is not None and self._failure[0] > began:
+                raise TokenError(str(self._failure[1]), passes=self._failure[1].passes)
+            try:
                 token = self._token = await self._fetched()
+            except TokenError as e:
+                self._failure = time.monotonic(), e
+                raise
             return token
 
     async def _renew(self) -> None:
