@@ -63,8 +63,8 @@ class AsyncStateBackend(compat.StoreBackend):
     """Task and asset state in an object store; for ``[workers] state_store_backend`` and ``[state_store] backend``.
 
     Made without arguments, it reads ``[async_state]`` of Airflow's configuration; and the path of common-io's backend,
-    whose references it then reads and purges as well. Making it does no I/O and imports no AWS library. All methods may
-    be called from any thread, any event loop and any forked process. A subclass may override synchronous methods,
+    whose references it then reads and purges as well. Making it does no I/O and imports no cloud's library. All methods
+    may be called from any thread, any event loop and any forked process. A subclass may override synchronous methods,
     coroutines, or both: what it overrides counts however Airflow calls it.
 
     Args:
@@ -493,6 +493,6 @@ async def _loaded(text: str) -> JsonValue:
 def _warn_of_default(url: str) -> None:
     log.warning(
         "State is kept in %s, on this machine's disk, where no other machine sees it: set [async_state] url to an "
-        "object store, such as s3://bucket/prefix",
+        "object store: s3://bucket/prefix, gs://bucket/prefix or az://container/prefix",
         url,
     )

@@ -121,5 +121,6 @@ def local_files(url: str) -> str:
     return (
         f"State is kept in {url}, on this machine's disk, but tasks run on other machines too ([core] executor = "
         f"{','.join(distributed)}) and read None there: set [async_state] url to an object store, such as "
-        "s3://bucket/prefix. A directory that every machine mounts at this path works, too"
+        "s3://bucket/prefix, gs://bucket/prefix or az://container/prefix. A directory that every machine mounts at "
+        "this path works, too"
     )

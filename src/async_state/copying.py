@@ -309,5 +309,5 @@ def _is_still(entry: Entry | None, other: Entry) -> bool:
 
 
 def _is_newer(entry: Entry, other: Entry) -> bool:
-    """Tell whether an object was written after the other one. S3 says when to the second; in doubt, it was not."""
+    """Tell whether an object was written after the other one. Stores say when to the second; in doubt, it was not."""
     return entry.modified.replace(microsecond=0) > other.modified.replace(microsecond=0)

@@ -2,7 +2,7 @@
 
 It runs on a daemon thread of its own, which the first use starts. `arun` is the hop: it calls a coroutine function
 there. `run` is for blocking callers: it drives a coroutine on the caller's thread, and the hop inside it blocks that
-thread. `resource` keeps what is bound to the I/O loop, such as S3 clients and their sockets.
+thread. `resource` keeps what is bound to the I/O loop, such as stores' clients and their sockets.
 
 The reasons for this design:
 

@@ -2,7 +2,7 @@
 
 Airflow loads plugins in the scheduler and in the triggerer before these fork, and in each task's process before the
 task. Unless ``[workers] state_store_backend`` is set, loading this one imports next to nothing of this package, and it
-never imports an AWS library. This module is not part of the public interface.
+never imports a cloud's library. This module is not part of the public interface.
 """
 
 from __future__ import annotations

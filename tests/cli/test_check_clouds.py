@@ -194,6 +194,18 @@ def test_tokens_of_azure(check: Check, azure: AzureServer, tmp_path: Path) -> No
         assert not any(token in checked.out for token in tokens.issued)
 
 
+def test_a_connection(check: Check, azure: AzureServer) -> None:
+    environment = az(azure).options("state/connection", wasb_conn_id="state_az") | {"AZURE_STORAGE_KEY": ""}
+    given = {"conn_type": "wasb", "login": azure.account, "password": azure.key}
+    checked = check(**environment, AIRFLOW_CONN_STATE_AZ=json.dumps(given))
+    assert (checked.code, checked.wrong) == (0, {})
+    assert checked.one("credentials")["detail"] == "from the Airflow connection state_az"
+    assert azure.key not in checked.out
+    missing = check(**environment)
+    assert missing.code == 1
+    assert "state_az" in missing.wrong["connection"]
+
+
 def test_a_token_is_not_sent_without_tls(check: Check, azure: AzureServer) -> None:
     checked = check(**az(azure).options("state/plain"), AZURE_STORAGE_KEY="")
     assert checked.code == 1

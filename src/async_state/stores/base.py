@@ -28,7 +28,7 @@ class Entry(NamedTuple):
     Attributes:
         name: The object's name, below the base URL.
         size: The stored bytes.
-        modified: When it was last written, by the store's clock, with a time zone; in S3 to the second.
+        modified: When it was last written, by the store's clock, with a time zone; in object stores to the second.
         etag: What the store calls this content, without quotes; another content has another one.
     """
 
@@ -92,8 +92,8 @@ class Store(Protocol):
     def entries(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[Entry], None]:
         """Yield the objects whose names start with ``prefix``, in pages of at most `delete_limit`, in constant memory.
 
-        What others have put there is listed as well. The order is the store's: that of the names' bytes in S3, but not
-        in all that speaks it.
+        What others have put there is listed as well. The order is the store's: that of the names' bytes in the clouds,
+        but not in all that speaks S3.
 
         Args:
             prefix: Ends in ``/``, or is empty for everything below the base URL.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from async_state.settings import Settings
     from async_state.sweep.sources import Source
 
-#: S3 refuses requests of a clock that differs from its own by more.
+#: S3 and Azure refuse what is signed by a clock that differs from their own by more.
 MAX_SKEW: Final = timedelta(minutes=15)
 
 

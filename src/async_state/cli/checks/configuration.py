@@ -21,7 +21,9 @@ def options(conf: Any, settings: Settings | None) -> Iterator[Finding]:
         yield ok(f"[{SECTION}] {name}", f"{text or 'not set'} ({source})")
     if settings.url.startswith("memory://"):
         yield warn(
-            "state's place", "memory:// is one process's, for tests", "Set [async_state] url to s3:// or file://"
+            "state's place",
+            "memory:// is one process's, for tests",
+            "Set [async_state] url to s3://, gs://, az:// or file://",
         )
     elif local := components.local_files(settings.url):
         yield fail("state's place", local)

@@ -15,7 +15,7 @@ from async_state.stores.base import Store
 
 T = TypeVar("T")
 
-#: From so many seconds on, a clock is wrong: S3 refuses what was signed 15 minutes ago.
+#: From so many seconds on, a clock is wrong: S3 and Azure refuse what was signed 15 minutes ago.
 _SKEW = 60
 
 
@@ -155,7 +155,7 @@ def _clock(modified: datetime, before: datetime, after: datetime) -> Finding:
     which = "behind" if late > early else "ahead of"
     return warn(
         "clock",
-        f"this machine's clock is {skew:,.0f} s {which} the store's; S3 refuses requests from 900 s on, and a sweep's "
-        "--grace counts wrongly",
+        f"this machine's clock is {skew:,.0f} s {which} the store's; clouds refuse what was signed 900 s ago, and a "
+        "sweep's --grace counts wrongly",
         "Synchronise the clocks, by NTP say",
     )
