@@ -32,7 +32,7 @@ def open_store(url: str, settings: Settings, connection: Connection) -> CloudSto
         connection: of ``gcp_conn_id`` or ``wasb_conn_id``; an empty one for the cloud's own chain.
 
     Raises:
-        ConfigurationError: nothing names the storage account of an ``az://`` URL.
+        ConfigurationError: nothing names the storage account of an ``az://`` URL, or an extra is not installed.
     """
     if url.startswith("gs://"):
         from async_state.stores.cloud import google
@@ -57,6 +57,7 @@ def prepare(settings: Settings) -> None:
     else:
         from async_state.stores.cloud import azure_credentials
 
-        if azure_credentials.account_of(settings, AzureConnection()).needs_identity:
+        # What a connection holds is known in tasks alone.
+        if settings.wasb_conn_id or azure_credentials.account_of(settings, AzureConnection()).needs_identity:
             azure_credentials.prepare()
     http.tls_context()

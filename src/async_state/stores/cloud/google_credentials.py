@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -9,8 +10,8 @@ from datetime import timezone
 from typing import Any, Final
 
 from async_state.connections.google import GoogleConnection
-from async_state.errors import ConfigurationError
 from async_state.settings import Settings
+from async_state.stores.cloud import tokens
 from async_state.stores.cloud.errors import TokenError
 from async_state.stores.cloud.tokens import Token
 
@@ -29,6 +30,16 @@ def are_needed_at(endpoint: str) -> bool:
     return not endpoint.startswith("http://")
 
 
+def check_installed() -> None:
+    """Check that there is what gives tokens.
+
+    Raises:
+        ConfigurationError: It is not installed.
+    """
+    for module in "google.auth", "requests":
+        tokens.check_installed(module, "gs://", "gcs")
+
+
 def described(connection: GoogleConnection, endpoint: str) -> str:
     """Say where credentials come from, for the person who asks."""
     if not are_needed_at(endpoint):
@@ -40,10 +51,11 @@ def described(connection: GoogleConnection, endpoint: str) -> str:
 
 
 def prepare() -> None:
-    """Import what is needed, for processes that are forked from this one."""
-    _import()
-    import google.auth.compute_engine
-    import google.oauth2.service_account  # noqa: F401
+    """Import what is needed, if it is installed, for processes that are forked from this one."""
+    with contextlib.suppress(ImportError):
+        _import()
+        import google.auth.compute_engine
+        import google.oauth2.service_account  # noqa: F401
 
 
 def fetch(connection: GoogleConnection) -> Token:
@@ -61,7 +73,8 @@ def fetch(connection: GoogleConnection) -> Token:
     except exceptions.GoogleAuthError as e:
         # Also where no credentials were found: they may come later.
         raise TokenError(f"no token of Google's was found: {_text(e)}", passes=True) from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        # What was read is no credentials file, or not yet a whole one.
         raise TokenError(f"the credentials can't be used: {type(e).__name__}", passes=True) from None
     expiry = credentials.expiry
     ends = expiry.replace(tzinfo=timezone.utc).timestamp() if expiry else time.time() + 300
@@ -69,14 +82,10 @@ def fetch(connection: GoogleConnection) -> Token:
 
 
 def _import() -> tuple[Any, Any, Any]:
-    try:
-        import google.auth
-        import google.auth.exceptions
-        import google.auth.transport.requests
-    except ImportError:
-        raise ConfigurationError(
-            "[async_state] url: gs:// needs the extra: pip install 'airflow-async-state[gcs]'"
-        ) from None
+    import google.auth
+    import google.auth.exceptions
+    import google.auth.transport.requests
+
     return google.auth, google.auth.exceptions, google.auth.transport.requests.Request
 
 
