@@ -11,105 +11,23 @@ import importlib.util
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from airflow.sdk.state import TaskScope
 
-from async_state import AsyncStateBackend, Settings
+from async_state import AsyncStateBackend
 from async_state.errors import ConfigurationError, StoreCredentialsError
 from async_state.stores.cloud import tokens as kept
 from async_state.testing import faults
 from async_state.testing.faults import Request
-from tests.cloud_servers import AzureServer
-from tests.cloud_tokens import AzureTokens, GoogleTokens, TokenServer, azure_tokens, google_tokens
+from tests.cloud_tokens import GoogleTokens
 from tests.programs.wire import PATIENCE
-from tests.stores.cloud.clouds import Cloud
-from tests.stores.s3.tls import authority, terminator
+from tests.stores.cloud.clouds import Secured
 
 BackendOf = Callable[..., AsyncStateBackend]
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@dataclass(frozen=True)
-class Secured:
-    """A cloud behind TLS that demands tokens, and what gives them out.
-
-    Attributes:
-        cloud: the cloud.
-        endpoint: its address with TLS.
-        tokens: the service that gives tokens.
-        found: has the process find what it needs to ask that service, or not.
-    """
-
-    cloud: Cloud
-    endpoint: str
-    tokens: TokenServer
-    found: Callable[[bool], None]
-
-    def settings(self, **options: Any) -> Settings:
-        return self.cloud.settings(**{"endpoint_url": self.endpoint, **options})
-
-    def authorizations(self) -> list[str]:
-        """Return what requests showed, those of the refused ones included."""
-        return [request.headers.get("authorization", "") for request in self.cloud.server.requests]
-
-
-@pytest.fixture(scope="module")
-def of_google() -> Iterator[GoogleTokens]:
-    with google_tokens() as tokens:
-        yield tokens
-
-
-@pytest.fixture(scope="module")
-def of_azure() -> Iterator[AzureTokens]:
-    with azure_tokens() as tokens:
-        yield tokens
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture
-def secured(
-    cloud: Cloud,
-    certificates: tuple[Path, Path],
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> Iterator[Secured]:
-    ca, chain = certificates
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(ca))
-    monkeypatch.delenv("AZURE_STORAGE_KEY")
-    tokens: TokenServer = request.getfixturevalue("of_google" if cloud.scheme == "gs" else "of_azure")
-    tokens.lifetime = 3600
-    tokens.revoke()
-    tokens.requests.clear()
-
-    def found(there: bool) -> None:
-        if isinstance(tokens, AzureTokens):
-            for name, value in tokens.environment.items():
-                if there:
-                    monkeypatch.setenv(name, value)
-                else:
-                    monkeypatch.delenv(name)
-        elif there:
-            assert isinstance(tokens, GoogleTokens)
-            monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tokens.write(tmp_path / "credentials.json")))
-        else:
-            (tmp_path / "credentials.json").unlink()
-
-    found(True)
-    with cloud.server.demanding(tokens.accepts), terminator(cloud.server.url) as tls:
-        tls.show(chain)
-        path = f"/{cloud.server.account}" if isinstance(cloud.server, AzureServer) else ""
-        yield Secured(cloud, tls.url + path, tokens, found)
 
 
 def until(true: Callable[[], object]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from datetime import timezone
+from pathlib import Path
 from typing import Any, Final
 
 from async_state.connections.google import GoogleConnection
@@ -90,11 +91,15 @@ def _import() -> tuple[Any, Any, Any]:
 
 
 def _load(auth: Any, connection: GoogleConnection) -> Any:
-    if connection.key:
-        return auth.load_credentials_from_dict(json.loads(connection.key), scopes=[_SCOPE])[0]
-    if connection.key_path:
-        return auth.load_credentials_from_file(connection.key_path, scopes=[_SCOPE])[0]
-    return auth.default(scopes=[_SCOPE])[0]
+    if not (connection.key or connection.key_path):
+        return auth.default(scopes=[_SCOPE])[0]
+    info = json.loads(connection.key or Path(connection.key_path or "").read_bytes())
+    if info.get("type") == "service_account":
+        from google.oauth2 import service_account
+
+        return service_account.Credentials.from_service_account_info(info, scopes=[_SCOPE])
+    # It is deprecated for credentials of strangers; those of a connection are of those who run Airflow.
+    return auth.load_credentials_from_dict(info, scopes=[_SCOPE])[0]
 
 
 def _text(e: Exception) -> str:
