@@ -202,14 +202,15 @@ def test_workload_identity_federation(
     (tmp_path / "subject").write_text("subject-token")
     federation = {
         "type": "external_account",
-        "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/pool/providers/provider",
+        # With a project's number in it, google-auth asks Google for the project's name.
+        "audience": "pool",
         "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
         "token_url": f"{of_google.url}/exchange",
         "credential_source": {"file": str(tmp_path / "subject")},
     }
     given = {"conn_type": "google_cloud_platform", "extra": {"credential_config_file": federation}}
     monkeypatch.setenv("AIRFLOW_CONN_GCP_STATE", json.dumps(given))
-    with pytest.raises(StoreCredentialsError, match="no token of Google's was found: .*invalid_request") as caught:
+    with pytest.raises(StoreCredentialsError, match=r"no token of Google's was found: .*invalid_request") as caught:
         opened(secured.settings(gcp_conn_id="gcp_state", timeout=0.5)).set(task, "key", "1")
     assert "subject-token" not in all_said(caught.value)
 
