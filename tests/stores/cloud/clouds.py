@@ -14,6 +14,7 @@ from airflow.sdk.state import TaskScope
 from async_state import AsyncStateBackend, Settings
 from async_state.testing.faults import Fault, Request
 from tests.cloud_servers import AzureServer, GcsServer
+from tests.cloud_tokens import TokenServer
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,32 @@ class Cloud:
         finally:
             connection.close()
             self.server.requests.pop()
+
+
+@dataclass(frozen=True)
+class Secured:
+    """A cloud behind TLS that demands tokens, and what gives them out.
+
+    Attributes:
+        cloud: the cloud.
+        endpoint: its address with TLS.
+        tokens: the service that gives tokens.
+        accepted: the services whose tokens the cloud takes: this one alone, unless a test says otherwise.
+        found: has the process find what it needs to ask that service, or not.
+    """
+
+    cloud: Cloud
+    endpoint: str
+    tokens: TokenServer
+    accepted: list[TokenServer]
+    found: Callable[[bool], None]
+
+    def settings(self, **options: Any) -> Settings:
+        return self.cloud.settings(**{"endpoint_url": self.endpoint, **options})
+
+    def authorizations(self) -> list[str]:
+        """Return what requests showed, those of the refused ones included."""
+        return [request.headers.get("authorization", "") for request in self.cloud.server.requests]
 
 
 def store(backend: AsyncStateBackend, task: TaskScope, key: str, value: Any) -> str:

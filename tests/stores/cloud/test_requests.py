@@ -118,7 +118,7 @@ def test_what_google_is_sent(opened: BackendOf, gcs: GcsServer, task: TaskScope)
     assert (put.method, put.path, put.query) == ("POST", "/upload/storage/v1/b/state/o", "uploadType=multipart")
     content_type = f"Content-Type: {put.headers['content-type']}\r\n\r\n".encode()
     _, *parts = message_from_bytes(content_type + bodies[0]).walk()
-    described, content = (part.get_payload(decode=True) for part in parts)
+    described, content = (bytes(part.get_payload(decode=True)) for part in parts)
     assert json.loads(content) == "value"
     assert json.loads(described) == {
         "name": key_of(ref),

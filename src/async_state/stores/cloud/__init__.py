@@ -33,7 +33,7 @@ def open_store(url: str, settings: Settings, connection: Connection) -> CloudSto
         connection: of ``gcp_conn_id`` or ``wasb_conn_id``; an empty one for the cloud's own chain.
 
     Raises:
-        ConfigurationError: nothing names the storage account of an ``az://`` URL.
+        ConfigurationError: nothing names the storage account of an ``az://`` URL, or an extra is not installed.
     """
     if url.startswith("gs://"):
         from async_state.stores.cloud import google

@@ -15,11 +15,12 @@ from xml.etree import ElementTree
 
 from async_state import threads
 from async_state.connections.azure import AzureConnection
+from async_state.errors import ConfigurationError
 from async_state.settings import Settings
 from async_state.stores.base import CHECKSUM, Details, Entry, checksum
 from async_state.stores.cloud import azure_credentials, batch
 from async_state.stores.cloud.azure_credentials import Authorizer
-from async_state.stores.cloud.errors import Advice, CloudError, CloudErrors, NotCloudError
+from async_state.stores.cloud.errors import Advice, CloudError, CloudErrors, NotCloudError, TokenError
 from async_state.stores.cloud.http import Answer, Http, not_expected
 from async_state.stores.cloud.place import ABSENT, Limits, Object, Page, Place, Refusal
 
@@ -51,11 +52,12 @@ def place(url: str, settings: Settings, connection: AzureConnection) -> Place:
         connection: of ``wasb_conn_id``, or an empty one.
 
     Raises:
-        ConfigurationError: nothing names the account.
+        ConfigurationError: nothing names the account, or nothing gives access to it.
     """
     parts = urlsplit(url)
     prefix = parts.path.strip("/")
     account = azure_credentials.account_of(settings, connection)
+    azure_credentials.check(account)
     return Place(
         url=url,
         prefix=f"{prefix}/" if prefix else "",
@@ -73,7 +75,11 @@ async def _requests(
     container: str, endpoint: str, settings: Settings, connection: AzureConnection, http: Http
 ) -> AsyncIterator[Azure]:
     # Looked up anew, as key or signature may have been replaced.
-    account = azure_credentials.account_of(settings, connection)
+    try:
+        account = azure_credentials.account_of(settings, connection)
+        azure_credentials.check(account)
+    except ConfigurationError as e:
+        raise TokenError(str(e), passes=True) from None
     authorizer = azure_credentials.authorizer(account, connection)
     try:
         yield Azure(http, endpoint, container, authorizer)

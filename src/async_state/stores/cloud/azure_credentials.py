@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import os
@@ -18,7 +19,7 @@ from async_state.connections.azure import AzureConnection
 from async_state.errors import ConfigurationError
 from async_state.settings import Settings
 from async_state.stores.cloud.errors import TokenError
-from async_state.stores.cloud.tokens import Token, Tokens
+from async_state.stores.cloud.tokens import Token, Tokens, check_installed
 
 VERSION: Final = "2023-11-03"
 _SCOPE: Final = "https://storage.azure.com/.default"
@@ -118,21 +119,28 @@ class Authorizer(Protocol):
         """Give up what is under way."""
 
 
-def authorizer(account: Account, connection: AzureConnection) -> Authorizer:
-    """Return what makes requests to the account acceptable.
+def check(account: Account) -> None:
+    """Check that requests to the account can be made acceptable.
 
     Raises:
-        ConfigurationError: Only a token would do, and the endpoint has no TLS.
+        ConfigurationError: Only a token would do, and the endpoint has no TLS, or the extra is not installed.
     """
-    if account.key:
-        return SharedKey(account.name, base64.b64decode(account.key))
-    if account.sas:
-        return Signature(account.sas)
+    if not account.needs_identity:
+        return
     if account.endpoint.startswith("http://"):
         raise ConfigurationError(
             f"[async_state] endpoint_url: a token is never sent to an endpoint without TLS, and {account.endpoint} is "
             "one: use https://, or an account key"
         )
+    check_installed("azure.identity", "az:// without an account key or a shared access signature", "azure")
+
+
+def authorizer(account: Account, connection: AzureConnection) -> Authorizer:
+    """Return what makes requests to the account acceptable."""
+    if account.key:
+        return SharedKey(account.name, base64.b64decode(account.key))
+    if account.sas:
+        return Signature(account.sas)
     return Bearer(Tokens(partial(fetch, connection)))
 
 
@@ -212,8 +220,9 @@ class Bearer:
 
 
 def prepare() -> None:
-    """Import what tokens need, for processes that are forked from this one."""
-    _import()
+    """Import what tokens need, if it is installed, for processes that are forked from this one."""
+    with contextlib.suppress(ImportError):
+        _import()
 
 
 def fetch(connection: AzureConnection) -> Token:
@@ -228,27 +237,23 @@ def fetch(connection: AzureConnection) -> Token:
             found = credential.get_token(_SCOPE)
     except identity.CredentialUnavailableError as e:
         # They may come later.
-        raise TokenError(f"no token of Azure's was found: {_first_line(e)}", passes=True) from None
+        raise TokenError(f"no token of Azure's was found: {_told(e)}", passes=True) from None
     except exceptions.ClientAuthenticationError as e:
-        # The chain of default credentials raises it, without an answer, where it has found nothing at all.
+        # The chain of default credentials raises it, without an answer, where none of its members has a token.
         passes = getattr(e, "response", None) is None
-        raise TokenError(f"Azure refused to give a token: {_first_line(e)}", passes=passes) from None
+        what = "no token of Azure's was found" if passes else "Azure refused to give a token"
+        raise TokenError(f"{what}: {_told(e)}", passes=passes) from None
     except exceptions.AzureError as e:
-        raise TokenError(f"no token of Azure's was found: {_first_line(e)}", passes=True) from None
+        raise TokenError(f"no token of Azure's was found: {_told(e)}", passes=True) from None
     except Exception as e:  # whatever the library raises, or what it is built on
         raise TokenError(f"the credentials can't be used: {type(e).__name__}", passes=True) from None
     return Token(found.token, float(found.expires_on))
 
 
 def _import() -> tuple[Any, Any]:
-    try:
-        import azure.core.exceptions
-        import azure.identity
-    except ImportError:
-        raise ConfigurationError(
-            "[async_state] url: az:// without an account key or a shared access signature needs the extra: pip install "
-            "'airflow-async-state[azure]'"
-        ) from None
+    import azure.core.exceptions
+    import azure.identity
+
     return azure.identity, azure.core.exceptions
 
 
@@ -263,12 +268,16 @@ def _credential(identity: Any, connection: AzureConnection) -> Any:
         exclude_interactive_browser_credential=True,
         exclude_shared_token_cache_credential=True,
         exclude_visual_studio_code_credential=True,
+        exclude_powershell_credential=True,
+        exclude_developer_cli_credential=True,
         **given,
     )
 
 
-def _first_line(e: Exception) -> str:
-    return str(e).partition("\n")[0]
+def _told(e: Exception) -> str:
+    """Return the error's first line, or what each member of the chain said, without the advice that follows."""
+    first, *lines = str(e).splitlines() or [type(e).__name__]
+    return "; ".join(line.strip() for line in lines if line.startswith("\t")) or first
 
 
 def _parsed(string: str) -> dict[str, str]:

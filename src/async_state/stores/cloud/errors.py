@@ -137,7 +137,10 @@ class CloudErrors:
 
     def is_of_credentials(self, e: Exception) -> bool:
         """Tell whether the credentials are refused as such, so that newer ones may be accepted."""
-        return isinstance(e, CloudError) and (e.status == 401 or e.code in _BAD_CREDENTIALS)
+        if not isinstance(e, CloudError):
+            return False
+        # Azurite has Azure's sentence, but under the code for what credentials may not do.
+        return e.status == 401 or e.code in _BAD_CREDENTIALS or "failed to authenticate" in e.message
 
     def is_of_certificates(self, e: Exception) -> bool:
         """Tell whether the endpoint's certificate was not accepted."""

@@ -57,17 +57,23 @@ def place(url: str, settings: Settings, connection: GoogleConnection) -> Place:
         url: ``gs://bucket/prefix``, as `Settings` has accepted it.
         settings: limits, and the endpoint if ``url`` is of its kind.
         connection: of ``gcp_conn_id``, or an empty one.
+
+    Raises:
+        ConfigurationError: the extra is not installed.
     """
     parts = urlsplit(url)
     prefix = parts.path.strip("/")
     endpoint = endpoint_of(settings, connection)
+    needs_token = google_credentials.are_needed_at(endpoint)
+    if needs_token:
+        google_credentials.check_installed()
     return Place(
         url=url,
         prefix=f"{prefix}/" if prefix else "",
         endpoint=endpoint,
         batch=_BATCH,
         errors=CloudErrors(_ADVICE),
-        requests=partial(_requests, parts.netloc, endpoint, connection, google_credentials.are_needed_at(endpoint)),
+        requests=partial(_requests, parts.netloc, endpoint, connection, needs_token),
         credentials=google_credentials.described(connection, endpoint),
         **Limits.of(settings)._asdict(),
     )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from datetime import timezone
+from pathlib import Path
 from typing import Any, Final
 
 from async_state.connections.google import GoogleConnection
-from async_state.errors import ConfigurationError
 from async_state.settings import Settings
+from async_state.stores.cloud import tokens
 from async_state.stores.cloud.errors import TokenError
 from async_state.stores.cloud.tokens import Token
 
@@ -29,6 +31,16 @@ def are_needed_at(endpoint: str) -> bool:
     return not endpoint.startswith("http://")
 
 
+def check_installed() -> None:
+    """Check that there is what gives tokens.
+
+    Raises:
+        ConfigurationError: It is not installed.
+    """
+    for module in "google.auth", "requests":
+        tokens.check_installed(module, "gs://", "gcs")
+
+
 def described(connection: GoogleConnection, endpoint: str) -> str:
     """Say where credentials come from, for the person who asks."""
     if not are_needed_at(endpoint):
@@ -40,10 +52,11 @@ def described(connection: GoogleConnection, endpoint: str) -> str:
 
 
 def prepare() -> None:
-    """Import what is needed, for processes that are forked from this one."""
-    _import()
-    import google.auth.compute_engine
-    import google.oauth2.service_account  # noqa: F401
+    """Import what is needed, if it is installed, for processes that are forked from this one."""
+    with contextlib.suppress(ImportError):
+        _import()
+        import google.auth.compute_engine
+        import google.oauth2.service_account  # noqa: F401
 
 
 def fetch(connection: GoogleConnection) -> Token:
@@ -61,7 +74,7 @@ def fetch(connection: GoogleConnection) -> Token:
     except exceptions.GoogleAuthError as e:
         # Also where no credentials were found: they may come later.
         raise TokenError(f"no token of Google's was found: {_text(e)}", passes=True) from None
-    except Exception as e:  # whatever the library raises, or what it is built on
+    except Exception as e:  # whatever the library raises, also for what is not yet a whole file
         raise TokenError(f"the credentials can't be used: {type(e).__name__}", passes=True) from None
     expiry = credentials.expiry
     ends = expiry.replace(tzinfo=timezone.utc).timestamp() if expiry else time.time() + 300
@@ -69,23 +82,23 @@ def fetch(connection: GoogleConnection) -> Token:
 
 
 def _import() -> tuple[Any, Any, Any]:
-    try:
-        import google.auth
-        import google.auth.exceptions
-        import google.auth.transport.requests
-    except ImportError:
-        raise ConfigurationError(
-            "[async_state] url: gs:// needs the extra: pip install 'airflow-async-state[gcs]'"
-        ) from None
+    import google.auth
+    import google.auth.exceptions
+    import google.auth.transport.requests
+
     return google.auth, google.auth.exceptions, google.auth.transport.requests.Request
 
 
 def _load(auth: Any, connection: GoogleConnection) -> Any:
-    if connection.key:
-        return auth.load_credentials_from_dict(json.loads(connection.key), scopes=[_SCOPE])[0]
-    if connection.key_path:
-        return auth.load_credentials_from_file(connection.key_path, scopes=[_SCOPE])[0]
-    return auth.default(scopes=[_SCOPE])[0]
+    if not (connection.key or connection.key_path):
+        return auth.default(scopes=[_SCOPE])[0]
+    info = json.loads(connection.key or Path(connection.key_path or "").read_bytes())
+    if info.get("type") == "service_account":
+        from google.oauth2 import service_account
+
+        return service_account.Credentials.from_service_account_info(info, scopes=[_SCOPE])
+    # It is deprecated for credentials of strangers; those of a connection are of those who run Airflow.
+    return auth.load_credentials_from_dict(info, scopes=[_SCOPE])[0]
 
 
 def _text(e: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import anyio
 
-from async_state.errors import ConfigurationError, CorruptObjectError, StoreError
+from async_state.errors import CorruptObjectError, StoreError
 from async_state.stores.base import CHECKSUM, UPDATES, Details, Entry, Tagged, checksum, has_number, numbered
 from async_state.stores.cloud import http
 from async_state.stores.cloud.errors import CloudError, is_conflict
@@ -85,21 +85,13 @@ class CloudStore:
         failed: dict[str, StoreError] = {}
         slots, size = self._slots(), self.place.batch
 
-        broken: list[ConfigurationError] = []
-
         async def delete(batch: Sequence[str]) -> None:
             async with slots:
-                try:
-                    failed.update(await self._delete_batch(batch, timeout))
-                except ConfigurationError as e:
-                    # Out of the group it would come as one of several.
-                    broken.append(e)
+                failed.update(await self._delete_batch(batch, timeout))
 
         async with anyio.create_task_group() as group:
             for start in range(0, len(names), size):
                 group.start_soon(delete, names[start : start + size])
-        if broken:
-            raise broken[0]
         return failed
 
     async def entries(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[Entry], None]:
