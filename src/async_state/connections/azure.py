@@ -6,6 +6,7 @@ import base64
 import re
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import urlsplit
 
 from async_state import urls
 from async_state.connections import Connection
@@ -23,7 +24,7 @@ _TAKEN: Final = (
 _PREFIX: Final = "extra__wasb__"
 
 _CLIENT: Final = "remove it, as [async_state] timeout and max_attempts say how often and how long requests are tried"
-_NETWORK: Final = "set it by the variables HTTPS_PROXY and SSL_CERT_FILE instead"
+_NETWORK: Final = "set it by the variables HTTPS_PROXY and REQUESTS_CA_BUNDLE instead"
 #: The extras that Airflow's Azure provider knows, or hands to Azure's client, and that are not taken.
 _REFUSED: Final = {
     "workload_identity_tenant_id": (
@@ -167,6 +168,8 @@ def _place(found: Found, host: str) -> tuple[str | None, str | None]:
         return found.checked("a host", host, urls.check_account), None
     # As in Airflow's provider: a name of the DNS is one of a server that speaks TLS.
     url = f"https://{host}" if host and "://" not in host else host
+    if ".blob." in url and urlsplit(url).path.strip("/"):
+        raise found.bad("has an address with more than the account in it: the container belongs to [async_state] url")
     return None, found.checked("a host", url, urls.check_endpoint)
 
 
