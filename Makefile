@@ -13,6 +13,9 @@ NEXT_VENV ?= .venv-next
 # What `make bench` compares with. The Amazon provider pins aiobotocore, so this has an environment of its own.
 BENCH_VENV ?= .venv-bench
 
+# What `make bench-clouds` compares with: Airflow's providers of both clouds bring 2 GB.
+BENCH_CLOUDS_VENV ?= .venv-bench-clouds
+
 # The lowest versions that pyproject.toml allows, on the lowest Python that is there.
 FLOOR_VENV ?= .venv-floor
 FLOOR_PYTHON ?= $(firstword $(shell python3.10 -c "print('python3.10')" 2>/dev/null) $(PYTHON))
@@ -41,7 +44,7 @@ PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # They take minutes, and need more packages.
 LEFT_OUT = --ignore tests/bench --ignore tests/clients --ignore tests/deployment --ignore tests/docs
 
-.PHONY: demo test suite test-bench test-clients test-clouds test-deployment test-next test-floor mutants lint docs test-docs package test-package test-wheel audit workflows bench bench-quick clean
+.PHONY: demo test suite test-bench test-clients test-clouds test-deployment test-next test-floor mutants lint docs test-docs package test-package test-wheel audit workflows bench bench-quick bench-clouds clean
 
 # Runs the proposal's DAGs in a real Airflow and shows what is stored where.
 demo: $(VENV)/installed
@@ -72,9 +75,10 @@ test-clouds: $(CLOUDS_VENV)/installed
 test-deployment: $(CLIENTS_VENV)/installed
 	$(CLIENTS_VENV)/bin/python -m pytest tests/deployment tests/airflow/test_celery.py tests/sweep/test_database.py
 
-# Every measure of `make bench`, as small as it gets.
-test-bench: $(BENCH_VENV)/installed
-	$(BENCH_VENV)/bin/python -m pytest tests/bench
+# Every measure of `make bench` and `make bench-clouds`, as small as it gets.
+test-bench: $(BENCH_VENV)/installed $(BENCH_CLOUDS_VENV)/installed
+	$(BENCH_VENV)/bin/python -m pytest tests/bench/test_bench.py
+	$(BENCH_CLOUDS_VENV)/bin/python -m pytest tests/bench/test_clouds.py
 
 # Every test on the next Airflow, which needs Python 3.11 or later.
 test-next: $(NEXT_VENV)/installed
@@ -94,6 +98,10 @@ bench: $(BENCH_VENV)/installed
 
 bench-quick: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python -m bench --quick
+
+# The same in Google Cloud Storage and Azure: figures into docs. Ten minutes.
+bench-clouds: $(BENCH_CLOUDS_VENV)/installed
+	$(BENCH_CLOUDS_VENV)/bin/python -m bench.clouds
 
 # The documentation's site, into build/site. A warning is an error, and so is a link or an anchor that leads nowhere.
 docs: $(DOCS_VENV)/installed
@@ -201,6 +209,14 @@ $(BENCH_VENV)/installed: pyproject.toml Makefile
 	$(BENCH_VENV)/bin/python -m pip install --quiet --editable . --group bench
 	touch $@
 
+# With Azurite, as for the tests.
+$(BENCH_CLOUDS_VENV)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(BENCH_CLOUDS_VENV)
+	$(BENCH_CLOUDS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BENCH_CLOUDS_VENV)/bin/python -m pip install --quiet --editable . --group bench-clouds
+	$(BENCH_CLOUDS_VENV)/bin/python -m tests.cloud_servers
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(NEXT_VENV) $(FLOOR_VENV) $(CLIENTS_VENV) $(CLOUDS_VENV) $(MUTANTS_VENV) $(BENCH_VENV) $(DOCS_VENV) \
-		$(TOOLS_VENV) $(WHEEL_VENV) mutants build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(NEXT_VENV) $(FLOOR_VENV) $(CLIENTS_VENV) $(CLOUDS_VENV) $(MUTANTS_VENV) $(BENCH_VENV) $(BENCH_CLOUDS_VENV) \
+		$(DOCS_VENV) $(TOOLS_VENV) $(WHEEL_VENV) mutants build dist .mypy_cache .ruff_cache .pytest_cache

@@ -18,6 +18,9 @@ from bench.clients import VALUE, Client, CommonIO, Ours
 from bench.cloud_servers import AZURE, GOOGLE
 from bench.servers import BUCKET
 
+#: The keys of a filled scope by what they begin with, which the bare client does not list.
+_FILLED: dict[str, list[str]] = {}
+
 
 class OursOnGoogle(Ours):
     """`AsyncStateBackend` as it is configured by default: 24 requests at once."""
@@ -82,6 +85,7 @@ class Aiohttp(Client):
     name = "aiohttp"
     requires = ("aiohttp",)
     asynchronous = True
+    clears = True
 
     _put: Any
     _get: Any
@@ -90,6 +94,7 @@ class Aiohttp(Client):
         import aiohttp
         from yarl import URL
 
+        self._loop = asyncio.get_running_loop()
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=self.connections))
 
         def made(of: Any, key: str) -> Any:
@@ -116,13 +121,21 @@ class Aiohttp(Client):
 
     async def fill(self, prefix: str, keys: int) -> None:
         """Make so many objects whose keys begin with ``prefix``."""
-        left = iter(range(keys))
+        _FILLED[prefix] = [f"{prefix}key-{number:06}" for number in range(keys)]
+        left = iter(_FILLED[prefix])
 
         async def some() -> None:
-            for number in left:
-                await self._ask(self.put_request(f"{prefix}key-{number:06}"), VALUE.encode())
+            for key in left:
+                await self._ask(self.put_request(key), VALUE.encode())
 
         await asyncio.gather(*(some() for _ in range(16)))
+
+    def clear(self, scope: str) -> None:
+        self._loop.run_until_complete(self._clear(self.prefix(scope)))
+
+    async def _clear(self, prefix: str) -> None:
+        # One request a key, at once: what the server needs for that many deletions.
+        await asyncio.gather(*(self._ask(self.delete_request(key), None) for key in _FILLED.pop(prefix)))
 
     async def check(self, prefix: str) -> None:
         """Make sure that no object's key begins with ``prefix``."""
@@ -148,6 +161,10 @@ class Aiohttp(Client):
         """Return what reads it."""
         raise NotImplementedError
 
+    def delete_request(self, key: str) -> Request:
+        """Return what deletes it."""
+        raise NotImplementedError
+
     def list_request(self, prefix: str) -> Request:
         """Return what lists some keys."""
         raise NotImplementedError
@@ -164,6 +181,9 @@ class AiohttpOnGoogle(Aiohttp):
 
     def get_request(self, key: str) -> Request:
         return Request("GET", f"{self.endpoint}/storage/v1/b/{BUCKET}/o/{quote(key, safe='')}?alt=media", {})
+
+    def delete_request(self, key: str) -> Request:
+        return Request("DELETE", f"{self.endpoint}/storage/v1/b/{BUCKET}/o/{quote(key, safe='')}", {})
 
     def list_request(self, prefix: str) -> Request:
         return Request("GET", f"{self.endpoint}/storage/v1/b/{BUCKET}/o?prefix={quote(prefix, safe='')}", {})
@@ -184,6 +204,9 @@ class AiohttpOnAzure(Aiohttp):
 
     def get_request(self, key: str) -> Request:
         return Request("GET", f"{self.endpoint}/{BUCKET}/{quote(key)}?{self._sas}", {"x-ms-version": VERSION})
+
+    def delete_request(self, key: str) -> Request:
+        return Request("DELETE", f"{self.endpoint}/{BUCKET}/{quote(key)}?{self._sas}", {"x-ms-version": VERSION})
 
     def list_request(self, prefix: str) -> Request:
         asked = f"restype=container&comp=list&prefix={quote(prefix, safe='')}"

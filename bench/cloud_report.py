@@ -6,8 +6,9 @@ import statistics
 from typing import Any
 
 from bench.clients import VALUE
-from bench.report import Target, table
+from bench.report import Target, said, table
 from bench.samples import Found, Series
+from bench.servers import DELAY
 
 _OURS, _COMMON_IO = "async_state", "common-io"
 _CLOUDS = {"gs": "Google", "az": "Azure"}
@@ -41,18 +42,19 @@ def _targets(found: Found) -> str:
         targets.append(Target(f"{title}: first operation in a forked task, of common-io's", 1 / 3, first))
         puts = _ratio(found, "throughput", cloud=cloud, at_once=64)
         targets.append(Target(f"{title}: async puts a second, 64 at once, of common-io's", 3, puts, least=True))
-        clear = _ratio(found, "clear", cloud=cloud, keys=1_000)
-        targets.append(Target(f"{title}: clear of 1,000 keys, of common-io's", 1 / 20, clear))
+        for delay in 0, DELAY:
+            clear = _ratio(found, "clear", cloud=cloud, keys=1_000, delay=delay)
+            targets.append(Target(f"{title}: clear of 1,000 keys, {said(delay)}, of common-io's", 1 / 20, clear))
     rows = "".join(target.row() for target in targets)
     return f"| | target | measured | |\n|---|---|---|---|\n{rows}"
 
 
 def _ratio(found: Found, measure: str, **case: Any) -> float | None:
-    """Return the median of the ratios of each round, whose samples were taken one after the other."""
+    """Return the median of the ratios of those rounds that have both, whose samples were taken one after the other."""
     ours, theirs = found.get(measure, _OURS, **case), found.get(measure, _COMMON_IO, **case)
     if ours is None or theirs is None:
         return None
-    return statistics.median(mine / other for mine, other in zip(ours.samples, theirs.samples, strict=True))
+    return statistics.median(mine / other for mine, other in zip(ours.samples, theirs.samples, strict=False))
 
 
 def _first(found: Found) -> str:
@@ -65,7 +67,10 @@ def _first(found: Found) -> str:
 
 
 def _latency(found: Found) -> str:
-    return _both(found, "latency", f"one operation on {len(VALUE)} bytes, ms", _operations())
+    return "\n".join(
+        _both(found, "latency", f"one operation on {len(VALUE)} bytes, {said(delay)}, ms", _operations(delay=delay))
+        for delay in (0, DELAY)
+    )
 
 
 def _cpu(found: Found) -> str:
@@ -79,14 +84,14 @@ def _throughput(found: Found) -> str:
 
 
 def _clear(found: Found) -> str:
-    counts = sorted({series.case["keys"] for series in found.series if series.measure == "clear"})
-    columns = [(f"{keys:,}", "s", {"keys": keys}) for keys in counts]
-    return _both(found, "clear", "clearing a scope by its keys, s", columns)
+    cases = sorted({(s.case["delay"], s.case["keys"]) for s in found.series if s.measure == "clear"})
+    columns = [(f"{keys:,} keys, {said(delay)}", "s", {"keys": keys, "delay": delay}) for delay, keys in cases]
+    return _both(found, "clear", "clearing a scope, s", columns)
 
 
-def _operations() -> list[tuple[str, str, dict[str, Any]]]:
+def _operations(**case: Any) -> list[tuple[str, str, dict[str, Any]]]:
     ways = [(mode, operation) for mode in ("sync", "async") for operation in ("put", "get")]
-    return [(f"{mode} {operation}", "ms", {"operation": operation, "mode": mode}) for mode, operation in ways]
+    return [(f"{mode} {operation}", "ms", {"operation": operation, "mode": mode, **case}) for mode, operation in ways]
 
 
 def _both(found: Found, measure: str, title: str, columns: list[tuple[str, str, dict[str, Any]]]) -> str:

@@ -1,4 +1,4 @@
-"""What `bench.clouds` starts beside itself: Azurite and fake-gcs-server, asked without anything between."""
+"""What `bench.clouds` starts beside itself: Azurite and fake-gcs-server, and a delaying proxy before either."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.cloud_servers import AZURE_ACCOUNT, AZURE_KEY, azurite, fake_gcs
 
-from bench.servers import BUCKET, Processes
+from bench.servers import BUCKET, DELAY, Processes, delayed
 
 GOOGLE, AZURE = "gs", "az"
 
@@ -21,11 +21,11 @@ class Cloud(Processes):
 
     Attributes:
         name: the scheme of our URLs there.
-        endpoint: the server's address, with Azure's account.
+        endpoints: the server's addresses, with Azure's account, by delay in milliseconds: 0 and `DELAY`.
     """
 
     name: str
-    endpoint: str
+    endpoints: dict[int, str]
 
     def client_settings(self, endpoint: str) -> dict[str, str]:
         if self.name == AZURE:
@@ -54,7 +54,9 @@ def running() -> Iterator[dict[str, Cloud]]:
         # adlfs's library is newer than Azurite.
         azure = stack.enter_context(azurite(any_version=True))
         azure.make_container(BUCKET)
+        direct, with_account = google.direct_endpoint, azure.direct_endpoint
+        before_azure = stack.enter_context(delayed(with_account))
         yield {
-            GOOGLE: Cloud(home, GOOGLE, google.direct_endpoint),
-            AZURE: Cloud(home, AZURE, azure.direct_endpoint),
+            GOOGLE: Cloud(home, GOOGLE, {0: direct, DELAY: stack.enter_context(delayed(direct))}),
+            AZURE: Cloud(home, AZURE, {0: with_account, DELAY: f"{before_azure}/{AZURE_ACCOUNT}"}),
         }

@@ -8,7 +8,12 @@ Credentials are an account's key at Azurite, and none at fake-gcs-server, since 
 
 - "first", "latency", "throughput" and "cpu" are as in `bench.first`, `bench.latency`, `bench.throughput` and
   `bench.cpu`; common-io's processes see the provider of the cloud alone, as where it is the only one installed.
-- "clear" deletes a scope that aiohttp has filled, and looks whether anything is left.
+- "clear" deletes a scope that aiohttp has filled, on servers that hold nothing else; it is looked afterwards whether
+  anything is left. aiohttp itself deletes key by key, up to 64 at once, and needs no listing, as it knows the keys.
+
+"latency" and "clear" are also measured behind the proxy that holds back answers by 20 ms (`bench.delay`), since a cloud
+is never as near as these servers. Ten thousand keys are not cleared: the time of a deletion there grows with the number
+of objects.
 
 Rounds alternate between the clients. Figures go to docs/bench/clouds.json, and the tables into docs/performance.md;
 with ``--quick``, or ``--output``, they are written to a directory and printed.
@@ -34,12 +39,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import cloud_report, cpu, first, latency, report, throughput
-from bench.clients import opened
+from bench.clients import Client, opened
 from bench.cloud_clients import BARE, CLIENTS, OursOnAzure, OursOnGoogle, hide_other_provider, installed
 from bench.cloud_servers import GOOGLE, Cloud, running
 from bench.first import UNPREPARED
 from bench.samples import Found, Series, rotated
-from bench.servers import ROOT
+from bench.servers import DELAY, ROOT
 
 _FILE = ROOT / "docs" / "bench" / "clouds.json"
 _OURS = "async_state"
@@ -66,7 +71,8 @@ class Sizes:
         operations: in one round of latency and CPU time.
         puts: in one round of throughput.
         levels: how many are started at once there.
-        clears: keys that a scope has, and whether common-io clears so many.
+        delayed_operations: as many operations of latency behind the proxy.
+        keys: in a scope that is cleared. Behind the proxy common-io clears it in the first round only.
     """
 
     name: str
@@ -74,13 +80,14 @@ class Sizes:
     operations: int
     puts: int
     levels: tuple[int, ...]
-    clears: tuple[tuple[int, bool], ...]
+    delayed_operations: int
+    keys: int
 
 
-_FULL = Sizes("full", 5, 60, 256, (1, 64), ((1_000, True), (10_000, False)))
-_QUICK = Sizes("quick", 2, 20, 64, (64,), ((1_000, True),))
+_FULL = Sizes("full", 3, 60, 256, (1, 64), 10, 1_000)
+_QUICK = Sizes("quick", 2, 20, 64, (64,), 3, 1_000)
 #: For the test suite: says nothing about speed.
-_SMOKE = Sizes("smoke", 1, 2, 2, (2,), ((3, True), (257, False)))
+_SMOKE = Sizes("smoke", 1, 2, 2, (2,), 1, 257)
 
 
 def main() -> None:
@@ -96,11 +103,13 @@ def main() -> None:
     pages = sizes is _FULL and given.output is None
     file = _FILE if pages else (given.output or ROOT / "build" / "bench") / _FILE.name
     found = Found()
-    with running() as clouds:
-        for cloud in clouds.values():
-            begun = time.perf_counter()
-            _measure(cloud, sizes, found)
-            print(f"{cloud.name}: {time.perf_counter() - begun:.0f} s", flush=True)
+    # New servers for clears: they need the more time to delete an object, the more others there are.
+    for measure in _operations, _clear:
+        with running() as clouds:
+            for cloud in clouds.values():
+                begun = time.perf_counter()
+                measure(cloud, sizes, found)
+                print(f"{measure.__name__[1:]}, {cloud.name}: {time.perf_counter() - begun:.0f} s", flush=True)
     results = {
         "python": platform.python_version(),
         "cpus": len(os.sched_getaffinity(0)),
@@ -119,32 +128,39 @@ def main() -> None:
         print(text)
 
 
-def _measure(cloud: Cloud, sizes: Sizes, found: Found) -> None:
-    def child(function: str, **arguments: Any) -> Any:
-        return cloud.child(f"clouds.{function}", cloud.endpoint, cloud=cloud.name, **arguments)
+def _operations(cloud: Cloud, sizes: Sizes, found: Found) -> None:
+    def child(function: str, delay: int = 0, **arguments: Any) -> Any:
+        return cloud.child(f"clouds.{function}", cloud.endpoints[delay], cloud=cloud.name, **arguments)
 
     _first(cloud, sizes, found)
     operations = {"rounds": sizes.rounds, "operations": sizes.operations}
-    for name, operation, mode, value in child("latency_child", **operations):
-        found.add("latency", name, "ms", value, cloud=cloud.name, operation=operation, mode=mode)
+    for delay, arguments in (0, operations), (DELAY, operations | {"operations": sizes.delayed_operations}):
+        for name, operation, mode, value in child("latency_child", delay, **arguments):
+            case = {"operation": operation, "mode": mode, "delay": delay}
+            found.add("latency", name, "ms", value, cloud=cloud.name, **case)
     for name, operation, mode, value in child("cpu_child", **operations):
         found.add("cpu", name, "ms", value, cloud=cloud.name, operation=operation, mode=mode)
     for name, level, value in child("throughput_child", rounds=sizes.rounds, levels=sizes.levels, puts=sizes.puts):
         found.add("throughput", name, "puts/s", value, cloud=cloud.name, at_once=level)
-    for name, keys, value in child("clear_child", rounds=sizes.rounds, clears=sizes.clears):
-        found.add("clear", name, "s", value, cloud=cloud.name, keys=keys)
+
+
+def _clear(cloud: Cloud, sizes: Sizes, found: Found) -> None:
+    arguments = {"cloud": cloud.name, "control": cloud.endpoints[0], "rounds": sizes.rounds, "keys": sizes.keys}
+    for delay, endpoint in cloud.endpoints.items():
+        for name, value in cloud.child("clouds.clear_child", endpoint, slow_once=bool(delay), **arguments):
+            found.add("clear", name, "s", value, cloud=cloud.name, keys=sizes.keys, delay=delay)
 
 
 def _first(cloud: Cloud, sizes: Sizes, found: Found) -> None:
-    names = installed(cloud.name, _OURS, "common-io")
+    endpoint, names = cloud.endpoints[0], installed(cloud.name, _OURS, "common-io")
     with contextlib.ExitStack() as stack:
         parents = {
-            name: stack.enter_context(cloud.process("clouds.parent", cloud.endpoint, cloud=cloud.name, name=name))
+            name: stack.enter_context(cloud.process("clouds.parent", endpoint, cloud=cloud.name, name=name))
             for name in [*names, UNPREPARED]
         }
         for number in range(sizes.rounds):
             for name in rotated(names, number):
-                seconds, _ = cloud.child("clouds.fresh", cloud.endpoint, cloud=cloud.name, name=name)
+                seconds, _ = cloud.child("clouds.fresh", endpoint, cloud=cloud.name, name=name)
                 found.add("first", name, "ms", seconds * 1000, cloud=cloud.name, process="fresh")
             for name in rotated(list(parents), number):
                 seconds, grown = first.fork(parents[name])
@@ -187,28 +203,31 @@ def throughput_child(endpoint: str, cloud: str, rounds: int, levels: list[int], 
     return throughput.sampled(clients, rounds, levels, puts)
 
 
-def clear_child(endpoint: str, cloud: str, rounds: int, clears: list[tuple[int, bool]]) -> list[Any]:
-    """Return client, keys and seconds of each clear."""
-    bare = BARE[cloud](endpoint)
-    clients = [CLIENTS[cloud][name](endpoint) for name in installed(cloud, _OURS, "common-io")]
+def clear_child(endpoint: str, cloud: str, control: str, rounds: int, keys: int, slow_once: bool) -> list[Any]:
+    """Return client and seconds of each clear. Scopes are filled, and looked at, at ``control``."""
+    bare = BARE[cloud](control)
+    clients = [CLIENTS[cloud][name](endpoint) for name in installed(cloud, _OURS, "common-io", "aiohttp")]
     samples = []
-    with opened([bare]) as loop:
+    with opened([bare, *clients]) as loop:
+
+        def clear(client: Client, scope: str, keys: int) -> float:
+            prefix = client.prefix(scope)
+            loop.run_until_complete(bare.fill(prefix, keys))
+            begun = time.perf_counter()
+            client.clear(scope)
+            took = time.perf_counter() - begun
+            loop.run_until_complete(bare.check(prefix))
+            return took
+
         for client in clients:
-            loop.run_until_complete(bare.fill(client.prefix("warm"), 2))
-            client.clear("warm")
+            clear(client, "warm", 2)
         gc.collect()
         gc.freeze()
         for number in range(rounds):
-            for keys, all_clients in clears:
-                for client in rotated(clients, number) if all_clients else clients[:1]:
-                    scope = uuid.uuid4().hex
-                    loop.run_until_complete(bare.fill(client.prefix(scope), keys))
-                    begun = time.perf_counter()
-                    client.clear(scope)
-                    samples.append((client.name, keys, time.perf_counter() - begun))
-                    loop.run_until_complete(bare.check(client.prefix(scope)))
-        for client in clients:
-            client.close()
+            for client in rotated(clients, number):
+                if number and slow_once and client.name == "common-io":
+                    continue
+                samples.append((client.name, clear(client, uuid.uuid4().hex, keys)))
     return samples
 
 

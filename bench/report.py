@@ -156,7 +156,7 @@ def _targets(found: Found, mapped: float | None) -> str:
         Target("memory added to a forked task", 18, _of(found, "MB", "first", process="forked"), 12, " MB"),
         *(
             Target(
-                f"sync {operation}, {_delay(delay)}, of bare aiobotocore's",
+                f"sync {operation}, {said(delay)}, of bare aiobotocore's",
                 limit,
                 sync_to_aiobotocore(operation, delay),
             )
@@ -198,7 +198,7 @@ def _of(found: Found, unit: str, measure: str, **case: Any) -> float | None:
 
 def _clear_target(found: Found, delay: int, limit: float) -> Target:
     keys = 10_000
-    what = f"clear of {keys:,} keys, {_delay(delay)}, of common-io's"
+    what = f"clear of {keys:,} keys, {said(delay)}, of common-io's"
     mine = found.get("clear", _OURS, unit="s", keys=keys, delay=delay)
     theirs = [s for s in _along(found, "clear", "common-io", "s", "keys", delay=delay) if s.case["keys"] <= keys]
     if mine is None or not theirs:
@@ -245,7 +245,7 @@ def _described(series: Series) -> str:
         words.append(f"{case.pop('at_once')} at once")
     delay = case.pop("delay", None)
     words += ["whole process" if value == "wall" else str(value) for value in case.values()]
-    return ", ".join([*words, *([_delay(delay)] if delay is not None else [])])
+    return ", ".join([*words, *([said(delay)] if delay is not None else [])])
 
 
 def _latency(found: Found) -> str:
@@ -256,7 +256,7 @@ def _latency(found: Found) -> str:
             base = [found.get("latency", _OURS, operation=o, mode=mode, delay=d) for o, d in columns]
             cells = [found.get("latency", name, operation=o, mode=mode, delay=d) for o, d in columns]
             rows.append((f"{name}, {mode}", cells, base))
-    titles = [f"{operation}, {_delay(delay)}" for operation, delay in columns]
+    titles = [f"{operation}, {said(delay)}" for operation, delay in columns]
     return _table("latency", f"one operation on {len(VALUE)} bytes, ms", titles, rows)
 
 
@@ -277,7 +277,7 @@ def _clear(found: Found) -> str:
     for name in _names(found, "clear"):
         cells = [found.get("clear", name, unit="s", keys=keys, delay=delay) for delay, keys in keyed]
         rows.append((name, cells, base))
-    titles = [f"{keys:,}, {_delay(delay)}" for delay, keys in keyed]
+    titles = [f"{keys:,}, {said(delay)}" for delay, keys in keyed]
     requests = []
     for name in _names(found, "clear"):
         cells = [found.get("clear", name, unit="requests", keys=keys, delay=delay) for delay, keys in keyed]
@@ -406,7 +406,8 @@ def _along(found: Found, measure: str, client: str, unit: str, along: str, **cas
     return sorted(fitting, key=lambda series: int(series.case[along]))
 
 
-def _delay(delay: int) -> str:
+def said(delay: int) -> str:
+    """Return a delay in milliseconds in words."""
     return f"{delay} ms" if delay else "no delay"
 
 

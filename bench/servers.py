@@ -111,8 +111,8 @@ def running() -> Iterator[Servers]:
         rclone = stack.enter_context(rclone_s3(home / "buckets"))
         memory = stack.enter_context(_own("bench.server"))
         yield Servers(
-            rclone={0: rclone, DELAY: stack.enter_context(_delayed(rclone))},
-            memory={0: memory, DELAY: stack.enter_context(_delayed(memory))},
+            rclone={0: rclone, DELAY: stack.enter_context(delayed(rclone))},
+            memory={0: memory, DELAY: stack.enter_context(delayed(memory))},
             home=home,
         )
 
@@ -129,6 +129,7 @@ def _own(module: str, *arguments: str) -> Iterator[str]:
             process.kill()
 
 
-def _delayed(endpoint: str) -> contextlib.AbstractContextManager[str]:
+def delayed(endpoint: str) -> contextlib.AbstractContextManager[str]:
+    """Start `bench.delay` before a server, and yield its address."""
     address = urlsplit(endpoint)
     return _own("bench.delay", str(address.hostname), str(address.port), str(DELAY))
