@@ -23,7 +23,8 @@ from airflow.sdk.state import TaskScope
 
 from async_state import AsyncStateBackend, AsyncStateStore, Settings, StateStore, compat, task_state
 from async_state.errors import ConditionsError, ConfigurationError, MissingKeyError, StoreError
-from async_state.testing import FakeS3, faults
+from async_state.testing import faults
+from tests.cloud_servers import AzureServer
 from tests.programs.common import fork, outcome
 
 BackendOf = Callable[..., AsyncStateBackend]
@@ -82,13 +83,23 @@ def use(opened: BackendOf, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Asy
     return use
 
 
-@pytest.fixture(params=["file", "moto"])
+def on(kind: str, request: pytest.FixtureRequest, **options: Any) -> Settings:
+    """Settings for a server, which is told of by the fixture of its name."""
+    if kind == "az":
+        azure: AzureServer = request.getfixturevalue("azure")
+        return Settings(url="az://state/updates", endpoint_url=azure.endpoint, **options)
+    if kind == "gs":
+        return Settings(url="gs://state/updates", endpoint_url=request.getfixturevalue("gcs").url, **options)
+    return Settings(url="s3://state/updates", endpoint_url=request.getfixturevalue("moto").url, **options)
+
+
+@pytest.fixture(params=["file", "moto", "gs", "az"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path, use: Any) -> AsyncStateBackend:
     if request.param == "file":
         settings = Settings(url=(tmp_path / "state").as_uri())
     else:
         # Thirty writers at once need many attempts.
-        settings = Settings(url="s3://state/updates", endpoint_url=request.getfixturevalue("moto").url, timeout=120)
+        settings = on(request.param, request, timeout=120)
     return use(settings)  # type: ignore[no-any-return]
 
 
@@ -168,13 +179,17 @@ def test_a_function_that_fails_changes_nothing(
     assert state.get("n") == 1
 
 
+@pytest.mark.parametrize("kind", ["moto", "gs", "az"])
 def test_answers_that_are_lost_do_not_count_twice(
-    moto: FakeS3, use: Any, supervisor: Supervisor, state: StateStore
+    kind: str, request: pytest.FixtureRequest, use: Any, supervisor: Supervisor, state: StateStore
 ) -> None:
-    use(Settings(url="s3://state/updates", endpoint_url=moto.url))
+    use(on(kind, request))
     state.set("n", 0)
     state.update("n", add_one)
-    with moto.failing(faults.reset_after_carrying_out(), method="PUT", path="/worker/n", times=3) as failing:
+    server = request.getfixturevalue({"gs": "gcs", "az": "azure"}.get(kind, kind))
+    # Google's uploads name the object in their body.
+    is_write = {"method": "POST", "path": "/upload/"} if kind == "gs" else {"method": "PUT", "path": "/worker/n"}
+    with server.failing(faults.reset_after_carrying_out(), **is_write, times=3) as failing:
         assert [state.update("n", add_one) for _ in range(5)] == [2, 3, 4, 5, 6]
     assert len(failing.requests) == 3
 

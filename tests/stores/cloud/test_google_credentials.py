@@ -210,9 +210,6 @@ def test_workload_identity_federation(
     }
     given = {"conn_type": "google_cloud_platform", "extra": {"credential_config_file": federation}}
     monkeypatch.setenv("AIRFLOW_CONN_GCP_STATE", json.dumps(given))
-    with pytest.raises(StoreCredentialsError, match=r"no token of Google's was found: .*invalid_request") as caught:
-        opened(secured.settings(gcp_conn_id="gcp_state", timeout=0.5)).set(task, "key", "1")
-    assert "subject-token" not in all_said(caught.value)
 
     def exchanged(_: Request) -> Answer:
         token = {"access_token": of_google._issue(), "token_type": "Bearer", "expires_in": 3600}
@@ -225,3 +222,6 @@ def test_workload_identity_federation(
     finally:
         of_google.intercept = None
     assert len(of_google.issued) == 1
+    with pytest.raises(StoreCredentialsError, match=r"no token of Google's was found: .*invalid_request") as caught:
+        opened(secured.settings(gcp_conn_id="gcp_state", timeout=1.5)).set(task, "key", "1")
+    assert "subject-token" not in all_said(caught.value)
