@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from airflow.sdk.state import TaskScope
 
 from async_state import AsyncStateBackend, Settings
 from async_state.testing.faults import Fault, Request
+from tests.cloud_proxy import Upstream
 from tests.cloud_servers import AzureServer, GcsServer
 from tests.cloud_tokens import TokenServer
 
@@ -91,6 +93,19 @@ class Cloud:
         else:
             target = f"/upload/storage/v1/b/state/o?uploadType=media&name={quote(key, safe='')}"
             self._send("POST", target, {"Content-Type": "application/json"}, body)
+
+    def fill(self, keys: Iterable[str]) -> None:
+        """Make an object of each key, past the proxy."""
+        with contextlib.closing(Upstream(self.server._port)) as upstream:
+            for key in keys:
+                if isinstance(self.server, AzureServer):
+                    target = f"/{self.server.account}/state/{quote(key)}"
+                    headers = self.server.signed("PUT", target, {"x-ms-blob-type": "BlockBlob"}, 1)
+                    answer = upstream.ask("PUT", target, headers, b"1")
+                else:
+                    target = f"/upload/storage/v1/b/state/o?uploadType=media&name={quote(key, safe='')}"
+                    answer = upstream.ask("POST", target, body=b"1")
+                assert answer[0].startswith("20"), answer
 
     def _send(
         self, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes = b""

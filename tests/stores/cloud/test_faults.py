@@ -103,10 +103,9 @@ FAULTS: dict[str, Callable[[Cloud], Fault]] = {
     "an unknown status": lambda _: faults.respond("599 Whatever", {}, b"?"),
     "no HTTP": lambda _: Fault(send=lambda exchange, _: exchange.send_bytes(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")),
 }
-each_fault = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 
 
-@each_fault
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_fault_that_passes(
     fault: Callable[[Cloud], Fault], cloud: Cloud, onlooker: Onlooker, opened: BackendOf
 ) -> None:
@@ -120,10 +119,11 @@ def test_a_fault_that_passes(
         onlooker.check(operation, task, ref, found)
 
 
-@each_fault
-def test_a_fault_that_stays(
-    fault: Callable[[Cloud], Fault], cloud: Cloud, onlooker: Onlooker, opened: BackendOf
-) -> None:
+@pytest.mark.parametrize(
+    "name", ["outage", "throttled", "reset after it was carried out", "truncated", "a page of HTML", "no HTTP"]
+)
+def test_a_fault_that_stays(name: str, cloud: Cloud, onlooker: Onlooker, opened: BackendOf) -> None:
+    fault = FAULTS[name]
     backend = opened(cloud.settings(max_attempts=2))
     for operation in OPERATIONS.values():
         task = a_task()

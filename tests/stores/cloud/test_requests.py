@@ -9,7 +9,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from email import message_from_bytes
 
 import pytest
@@ -48,16 +47,6 @@ def test_every_operation_takes_one_request(backend: AsyncStateBackend, cloud: Cl
     assert cloud.asked() == []
 
 
-def filled(cloud: Cloud, backend: AsyncStateBackend, task: TaskScope, count: int) -> list[str]:
-    def put(number: int) -> str:
-        return store(backend, task, f"k{number}", number)
-
-    with ThreadPoolExecutor(8) as pool:
-        refs = list(pool.map(put, range(count)))
-    cloud.asked()
-    return refs
-
-
 def names(cloud: Cloud, prefix: str) -> list[list[str]]:
     """Return the names in each page of a listing."""
     settings = cloud.settings()
@@ -73,12 +62,15 @@ def names(cloud: Cloud, prefix: str) -> list[list[str]]:
 
 
 def test_thousand_keys(backend: AsyncStateBackend, cloud: Cloud, task: TaskScope) -> None:
-    refs = filled(cloud, backend, task, 1001)
+    ref = store(backend, task, "k", "value")
+    keys = [f"{key_of(ref)}{number}" for number in range(1000)]
+    cloud.fill(keys)
+    cloud.asked()
     pages = names(cloud, f"v1/task/{task.dag_id}/")
     assert [len(page) for page in pages] == [1000, 1]
-    assert sorted(name for page in pages for name in page) == sorted(key_of(ref).removeprefix("cloud/") for ref in refs)
+    assert {f"cloud/{name}" for page in pages for name in page} == {key_of(ref), *keys}
     assert cloud.asked() == ["list", "list"]
-    backend.purge_task_state(refs[0])
+    backend.purge_task_state(ref)
     cloud.asked()
     backend.clear(task)
     asked = Counter(cloud.asked())

@@ -18,6 +18,7 @@ from airflow.sdk.state import TaskScope
 
 from async_state import AsyncStateBackend
 from async_state.errors import ConfigurationError, StoreCredentialsError
+from async_state.stores import retry
 from async_state.stores.cloud import tokens as kept
 from async_state.testing import faults
 from async_state.testing.faults import Request
@@ -34,7 +35,7 @@ def until(true: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 @pytest.mark.anyio
@@ -125,9 +126,11 @@ def test_credentials_that_come_late(secured: Secured, opened: BackendOf, task: T
 
 @pytest.mark.anyio
 async def test_many_operations_without_credentials_are_told_of_them(
-    secured: Secured, opened: BackendOf, task: TaskScope
+    secured: Secured, opened: BackendOf, task: TaskScope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those who wait for the first one's look-up do not make one each, one after the other."""
+    for pause in "FIRST_PAUSE", "LONGEST_PAUSE":
+        monkeypatch.setattr(retry, pause, 1)
     secured.found(False)
     backend = opened(secured.settings(timeout=3))
     told = await asyncio.gather(*(backend.aset(task, f"k{n}", "1") for n in range(20)), return_exceptions=True)
