@@ -169,21 +169,17 @@ def test_a_batch_whose_token_was_revoked(secured: Secured, opened: BackendOf, ta
     assert secured.cloud.asked() == ["list", "batch", "batch"]
 
 
-@pytest.fixture
-def no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have neither extra installed."""
-    found = importlib.util.find_spec
-
-    def find_spec(name: str, package: str | None = None) -> object:
-        return None if name in ("google.auth", "azure.identity") else found(name, package)
-
-    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
-
-
-@pytest.mark.usefixtures("no_extra")
-def test_without_the_extra(secured: Secured, opened: BackendOf, task: TaskScope) -> None:
+def test_without_the_extra(
+    secured: Secured, opened: BackendOf, task: TaskScope, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = opened(secured.settings())
     extra = "gcs" if secured.cloud.scheme == "gs" else "azure"
+    find_spec = importlib.util.find_spec
+
+    def find(name: str, package: str | None = None) -> object:
+        return None if name in ("google.auth", "azure.identity") else find_spec(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
     operations: list[Callable[[], object]] = [
         lambda: backend.set(task, "key", "1"),
         lambda: backend.delete(task, "key"),
@@ -192,3 +188,4 @@ def test_without_the_extra(secured: Secured, opened: BackendOf, task: TaskScope)
     for operation in operations:
         with pytest.raises(ConfigurationError, match=rf"pip install 'airflow-async-state\[{extra}\]'"):
             operation()
+    assert secured.cloud.server.requests == []
