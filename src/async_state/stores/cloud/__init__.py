@@ -17,6 +17,11 @@ Each request is sent over aiohttp. The clouds' own libraries give credentials al
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
+import anyio.lowlevel
+
 from async_state.connections import Connection
 from async_state.connections.azure import AzureConnection
 from async_state.connections.google import GoogleConnection
@@ -64,16 +69,25 @@ def needs_library(settings: Settings) -> bool:
 
 
 def prepare(settings: Settings) -> None:
-    """Import what the store at ``settings.url`` needs, and read certificates, for processes forked from this one."""
+    """Import what the store at ``settings.url`` needs, and read certificates, for processes forked from this one.
+
+    It looks no credentials up, and leaves no thread, client or connection.
+    """
     from async_state.stores.cloud import http
 
-    if needs_library(settings):
-        if settings.url.startswith("gs://"):
-            from async_state.stores.cloud import google_credentials
+    needed = needs_library(settings)
+    if settings.url.startswith("gs://"):
+        from async_state.stores.cloud import google, google_credentials  # noqa: F401 - google is for the processes
 
+        if needed:
             google_credentials.prepare()
-        else:
-            from async_state.stores.cloud import azure_credentials
+    else:
+        from async_state.stores.cloud import azure, azure_credentials  # noqa: F401 - so is azure
 
+        if needed:
             azure_credentials.prepare()
     http.tls_context()
+    # anyio imports what it needs for asyncio when it first meets a loop. Not `asyncio.run`, which would leave this
+    # thread, and so each forked process, without the event loop that tasks may ask for with `asyncio.get_event_loop`.
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(anyio.lowlevel.checkpoint())
