@@ -116,7 +116,7 @@ def limit(seconds: float, made: Attempts, kinds: Kinds) -> Iterator[float]:
         yield scope.deadline
     if scope.cancelled_caught:
         if made.last is None or kinds.is_timeout(made.last):
-            raise TimeoutError(f"no answer within {round(seconds, 2):g} s")
+            raise TimeoutError(f"no answer within {max(round(seconds, 2), 0):g} s")
         raise made.last
 
 

@@ -18,6 +18,7 @@ from multidict import CIMultiDictProxy
 from yarl import URL
 
 from async_state import threads
+from async_state.stores import _aiohttp
 from async_state.stores.base import check_size
 from async_state.stores.cloud.errors import NotCloudError
 from async_state.stores.retry import count_attempt
@@ -100,9 +101,7 @@ async def connections(endpoint: str, *, limit: int, connect_timeout: float, read
         skip_auto_headers={"Content-Type"},
         auto_decompress=False,
     ) as session:
-        # Or aiohttp would send again, by itself and uncounted, after a connection that had been closed meanwhile.
-        if hasattr(session, "_retry_connection"):
-            session._retry_connection = False
+        _aiohttp.send_once(session)
         yield Http(session, None if proxy_bypass(parts.netloc) else proxies.get(parts.scheme))
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from async_state import iothread
+from async_state.stores import _aiohttp
 
 if TYPE_CHECKING:
     from aiobotocore.session import AioSession
@@ -215,13 +216,8 @@ class _Request:
 
 
 def send_once(http: Any) -> None:
-    """Keep aiohttp from sending a request again by itself, after a connection that the store had closed meanwhile.
-
-    What it sends, it does not count, and there is no public option. Before aiohttp 3.10 it did not.
-    """
-    if hasattr(http, "_retry_connection"):
-        http._retry_connection = False
-    else:
+    """Keep aiohttp from sending a request again by itself, as `_aiohttp.send_once`, or warn."""
+    if not _aiohttp.send_once(http):
         warn("aiohttp.ClientSession._retry_connection", "it is missing")
 
 
