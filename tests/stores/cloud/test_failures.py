@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import traceback
 from collections.abc import Callable
@@ -388,7 +387,7 @@ def test_no_secret_of_an_account_is_in_an_error(
         monkeypatch.delenv("AZURE_STORAGE_KEY")
         monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", sas)
     backend = opened(cloud.settings(max_attempts=1))
-    ref = store(backend, task, "key", "value")
+    ref = store(backend, task, "key", "sentinel-of-a-value")
     for operation in OPERATIONS.values():
         with cloud.server.failing(fault) as failing, pytest.raises(StoreError) as caught:
             operation(backend, task, ref)
@@ -397,4 +396,4 @@ def test_no_secret_of_an_account_is_in_an_error(
         assert secret not in all_said(caught.value)
         assert secret[:20] not in all_said(caught.value)
     assert secret not in caplog.text
-    assert re.search("sentinel|value", caplog.text) is None
+    assert "sentinel" not in caplog.text
