@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from async_state import codec, iothread, threads
+from async_state import codec, iothread, threads, urls
 from async_state.errors import ConfigurationError, CorruptObjectError, StoreError
 from async_state.keys import MAX_KEY_LENGTH, MAX_OBJECT_KEY_BYTES
 from async_state.objects import Objects, naming
@@ -38,7 +38,12 @@ log = logging.getLogger(__name__)
 _SECTION: Final = "common.io"
 _OPTION: Final = "state_store_objectstorage_path"
 #: common-io's schemes, and the store of ours that reads their objects.
-_SCHEMES: Final = {"s3": "s3", "s3a": "s3", "s3n": "s3", "file": "file", "local": "file"}
+_SCHEMES: Final = {
+    **dict.fromkeys(("s3", "s3a", "s3n"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gs"),
+    **dict.fromkeys(("abfs", "abfss"), "az"),
+    **dict.fromkeys(("file", "local"), "file"),
+}
 
 _REGION: Final = re.compile(r"region=[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAP_INDEX: Final = re.compile(r"-1|0|[1-9][0-9]{0,9}")
@@ -86,8 +91,8 @@ class CommonIo:
     Args:
         url: The path, as ``[common.io] state_store_objectstorage_path`` has it.
         compression: As ``[common.io] state_store_objectstorage_compression`` has it; empty for none.
-        settings: How to reach the store. Where the path names a connection, credentials, region and endpoint are that
-            connection's.
+        settings: How to reach the store. Where the path names a connection, credentials, account, region and endpoint
+            are that connection's.
 
     Raises:
         ConfigurationError: The path is no URL.
@@ -177,21 +182,24 @@ class CommonIo:
     def _open(self, settings: Settings) -> tuple[Objects | None, str]:
         """Return the objects; or ``None``, and why they can't be reached."""
         location = self._location
-        if self._store == "s3":
-            url = f"s3://{location.path}"
-        elif self._store == "file":
+        if self._store == "file":
             url = Path(location.path or "/").as_uri()
+        elif self._store in _SCHEMES.values():
+            url = f"{self._store}://{location.path}"
         else:
             return None, (
                 f"what common-io has stored below {location.scheme}:// can't be read or deleted by this package. Read "
                 "the values that are still needed with common-io's backend, and set their keys anew with this one"
             )
-        changes: dict[str, Any] = {"url": url, "trusted_urls": ()}
-        if settings.url.startswith(("gs://", "az://")):
-            # It is that store's address.
+        changes: dict[str, Any] = {"url": url, "trusted_urls": (), "moved_urls": ()}
+        ours = settings.url.partition("://")[0]
+        # It is the address of the store at `settings.url`; beside a directory, of S3.
+        if location.conn_id or (ours != self._store and (ours in ("s3", "gs", "az") or self._store != "s3")):
             changes |= {"endpoint_url": None}
-        if self._store == "s3" and location.conn_id:
-            changes |= {"aws_conn_id": location.conn_id, "endpoint_url": None, "region_name": None}
+        if location.conn_id and (option := urls.connection_option(url)):
+            changes |= {option: location.conn_id, "region_name": None}
+            if option == "wasb_conn_id":
+                changes |= {"azure_account": None}
         try:
             return Objects(dataclasses.replace(settings, **changes)), ""
         except ConfigurationError as e:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 from airflow.providers.common.io.state_store import backend as common_io
@@ -19,7 +19,7 @@ from airflow.sdk.execution_time.context import TaskStateStoreAccessor
 from airflow.sdk.execution_time.supervisor import set_supervisor_comms
 from airflow.sdk.state import AssetScope, TaskScope
 
-from async_state import AsyncStateBackend, Settings, StateStore, compat
+from async_state import AsyncStateBackend, Settings, StateStore, compat, connections, iothread
 from async_state.common_io import CommonIo
 from async_state.errors import (
     ConfigurationError,
@@ -28,6 +28,7 @@ from async_state.errors import (
     StoreError,
     UntrustedRefError,
 )
+from async_state.stores import open_store
 from async_state.sweep.references import References
 from async_state.testing import FakeS3
 from tests import servers
@@ -413,7 +414,8 @@ def test_without_the_option(monkeypatch: pytest.MonkeyPatch, made: Made, path: s
 @pytest.mark.parametrize(
     ("base", "reason"),
     [
-        ("gs://google_cloud_default@bucket/state", "can't be read or deleted by this package"),
+        ("hdfs://hdfs_default@namenode/state", "can't be read or deleted by this package"),
+        ("abfs://container@account.dfs.core.windows.net/state", "must name a container"),
         ("s3://bucket//twice", "two slashes"),
         ("s3://bucket/?", "query"),
     ],
@@ -522,6 +524,45 @@ def test_s3_with_a_connection_in_the_url(
     assert (read(backend, purged), read(backend, ref)) == (None, "old")
     backend.clear(mapped)
     assert (read(backend, ref), read(backend, new)) == (None, None)
+
+
+@pytest.mark.parametrize(("scheme", "ours"), [("gs", "gs"), ("gcs", "gs"), ("abfs", "az")])
+def test_clouds(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    made: Made,
+    mapped: TaskScope,
+    url: str,
+    scheme: str,
+    ours: str,
+) -> None:
+    """Objects as common-io's backend names and fills them by gcsfs and adlfs, which are not here."""
+    if ours == "gs":
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", request.getfixturevalue("gcs_server").url)
+    else:
+        string = request.getfixturevalue("azure_server").connection_string
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", string)
+    place = f"state/{uuid.uuid4().hex}"
+    prefix = "/".join(quote(part, safe="") for part in (mapped.dag_id, mapped.run_id, mapped.task_id, "10"))
+    names = [f"{prefix}/{quote(key, safe='')}" for key in ("a/b", "k", "~x")]
+
+    async def put() -> None:
+        store = open_store(f"{ours}://{place}", Settings(url=f"{ours}://{place}"), connections.empty(f"{ours}://"))
+        for name in names:
+            await store.put(name, b'"old"', "", timeout=20)
+        await store.aclose()
+
+    iothread.run(iothread.arun, put)
+    # An endpoint of S3, which is not theirs.
+    configure(monkeypatch, f"{scheme}://{place}", url, endpoint_url="http://127.0.0.1:9")
+    refs = [f"{scheme}://{place}/{name}" for name in names]
+    backend = made()
+    assert [read(backend, ref) for ref in refs] == ["old"] * 3
+    backend.delete(mapped, "a/b")
+    backend.purge_task_state(refs[1])
+    assert [read(backend, ref) for ref in refs] == [None, None, "old"]
+    backend.clear(mapped)
+    assert read(backend, refs[2]) is None
 
 
 @pytest.mark.parametrize("extra", [{}, {"role_arn": "arn:aws:iam::1:role/r"}])
