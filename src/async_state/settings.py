@@ -95,15 +95,21 @@ def _name(value: str) -> str:
 
 #: The options that hold base URLs.
 _BASES: Final = ("moved_urls", "trusted_urls", "url")
-#: The variables of Azure's own tools that name a storage account.
-_ACCOUNTS: Final = ("AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_CONNECTION_STRING")
+#: The variables of Azure's own tools that hold the name of a storage account.
+ACCOUNT_VARIABLES: Final = ("AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME")
+#: What to say where nothing names one.
+NO_ACCOUNT: Final = (
+    "az:// URLs need the name of a storage account, here, in the connection of wasb_conn_id, or in the variable "
+    "AZURE_STORAGE_ACCOUNT or AZURE_STORAGE_CONNECTION_STRING"
+)
 
 
 def _listed(value: str | tuple[str, ...]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else value
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Tell whether a module can be imported, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # not even the package that it is in
@@ -291,16 +297,12 @@ class Settings:
         emulated = os.environ.get("STORAGE_EMULATOR_HOST") or (
             self.url.startswith("gs://") and str(self.endpoint_url).startswith("http://")
         )
-        if "gs" in schemes and not emulated and not _is_installed("google.auth"):
+        if "gs" in schemes and not emulated and not is_installed("google.auth"):
             raise _bad(schemes["gs"], "gs:// needs the extra: pip install 'airflow-async-state[gcs]'")
         if "az" in schemes and not (self.azure_account or self.wasb_conn_id):
             given = self.url.startswith("az://") and self.endpoint_url
-            if not given and not any(os.environ.get(name) for name in _ACCOUNTS):
-                raise _bad(
-                    "azure_account",
-                    "az:// URLs need the name of a storage account, here, in the connection of wasb_conn_id, or in the "
-                    f"environment, in {_ACCOUNTS[0]} or {_ACCOUNTS[-1]}",
-                )
+            if not given and not any(map(os.environ.get, (*ACCOUNT_VARIABLES, "AZURE_STORAGE_CONNECTION_STRING"))):
+                raise _bad("azure_account", NO_ACCOUNT)
 
     @property
     def bases(self) -> tuple[str, ...]:

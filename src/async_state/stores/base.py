@@ -6,9 +6,10 @@ import contextlib
 import gc
 import secrets
 import zlib
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 import anyio
 
@@ -52,6 +53,13 @@ class Details(NamedTuple):
     content_encoding: str
     metadata: Mapping[str, str]
     version: str
+
+
+class Page(NamedTuple):
+    """A part of a listing, its entries named by key, and the token for the next part, or ``None`` after the last."""
+
+    entries: Sequence[Entry]
+    token: str | None
 
 
 class Tagged(NamedTuple):
@@ -156,6 +164,30 @@ class Store(Protocol):
 
     async def aclose(self) -> None:
         """Release connections. The store may be used again afterwards, and opens them anew."""
+
+
+async def listed(ask: Callable[[str | None], Awaitable[Page]], prefix: str) -> AsyncGenerator[Sequence[Entry], None]:
+    """Yield the pages of a listing, their entries named below the base URL, as `Store.entries` does.
+
+    Args:
+        ask: returns a page; the token of the page before takes the listing up there.
+        prefix: what every key of the store begins with.
+    """
+    token: str | None = None
+    while True:
+        page = await ask(token)
+        if page.entries:
+            yield [entry._replace(name=entry.name[len(prefix) :]) for entry in page.entries]
+        if page.token is None:
+            return
+        token = page.token
+
+
+def bucket_and_prefix(url: str) -> tuple[str, str]:
+    """Return the bucket or container of a base URL, and the prefix of its keys: empty, or ending in ``/``."""
+    parts = urlsplit(url)
+    prefix = parts.path.strip("/")
+    return parts.netloc, f"{prefix}/" if prefix else ""
 
 
 def checksum(body: bytes) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 
 from async_state import iothread
+from async_state.errors import StoreError
 from async_state.stores.retry import Attempts, Kinds, attempts, limit, until
 
 T = TypeVar("T")
@@ -48,6 +49,56 @@ class Opened:
 
 
 O = TypeVar("O", bound=Opened)  # noqa: E741 - the conventional kind of name, and no zero
+
+
+class Batch:
+    """Objects that one request deletes. Those whose errors pass are tried again; each that is left has its error.
+
+    Args:
+        names: the objects'.
+        passes: tells whether an error may pass.
+        tell: returns the `StoreError` of a name's error.
+
+    Attributes:
+        left: the names that the next request has to delete.
+        failed: the errors that may pass, of the latest request.
+    """
+
+    def __init__(
+        self, names: Sequence[str], passes: Callable[[Any], bool], tell: Callable[[str, Any], StoreError]
+    ) -> None:
+        self._passes = passes
+        self._tell = tell
+        self._refused: dict[str, StoreError] = {}
+        self.left = list(names)
+        self.failed: dict[str, StoreError] = {}
+
+    @property
+    def errors(self) -> dict[str, StoreError]:
+        """The error of each object that is left."""
+        return self._refused | self.failed
+
+    def answered(self, refusals: Iterable[tuple[str, Exception]]) -> None:
+        """Note what an answer says of the names that were left.
+
+        Args:
+            refusals: the names that were not deleted, each with its error.
+
+        Raises:
+            Exception: the first error that passes, so that the rest is tried again.
+        """
+        self.failed.clear()
+        passing: list[Exception] = []
+        for name, error in refusals:
+            told = self._tell(name, error)
+            if self._passes(error):
+                self.failed[name] = told
+                passing.append(error)
+            else:
+                self._refused[name] = told
+        self.left = list(self.failed)
+        if passing:
+            raise passing[0]
 
 
 class Errors(Kinds, Protocol):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
@@ -13,21 +11,18 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 from xml.etree import ElementTree
 
-from async_state import threads
 from async_state.connections.azure import AzureConnection
 from async_state.errors import ConfigurationError
 from async_state.settings import Settings
-from async_state.stores.base import CHECKSUM, Details, Entry, checksum
+from async_state.stores.base import CHECKSUM, Details, Entry, Page, bucket_and_prefix, checksum
 from async_state.stores.cloud import azure_credentials, batch
 from async_state.stores.cloud.azure_credentials import Authorizer
 from async_state.stores.cloud.errors import Advice, CloudError, CloudErrors, NotCloudError, TokenError
-from async_state.stores.cloud.http import Answer, Http, not_expected
-from async_state.stores.cloud.place import ABSENT, Limits, Object, Page, Place, Refusal
+from async_state.stores.cloud.http import Answer, Http, md5, not_expected
+from async_state.stores.cloud.place import ABSENT, Limits, Object, Place, Refusal
 
 #: Azure's limit on the requests of one batch.
 _BATCH: Final = 256
-#: From this size on, a body is hashed on another thread.
-_OFFLOAD_BYTES: Final = 256 * 1024
 _METADATA: Final = "x-ms-meta-"
 _ADVICE: Final = Advice(
     credentials=(
@@ -54,17 +49,16 @@ def place(url: str, settings: Settings, connection: AzureConnection) -> Place:
     Raises:
         ConfigurationError: nothing names the account, or nothing gives access to it.
     """
-    parts = urlsplit(url)
-    prefix = parts.path.strip("/")
+    container, prefix = bucket_and_prefix(url)
     account = azure_credentials.account_of(settings, connection)
     azure_credentials.check(account)
     return Place(
         url=url,
-        prefix=f"{prefix}/" if prefix else "",
+        prefix=prefix,
         endpoint=account.endpoint,
         batch=_BATCH,
         errors=CloudErrors(_ADVICE),
-        requests=partial(_requests, parts.netloc, account.endpoint, settings, connection),
+        requests=partial(_requests, container, account.endpoint, settings, connection),
         credentials=account.source,
         **Limits.of(settings)._asdict(),
     )
@@ -111,7 +105,7 @@ class Azure:
         tag = answer.headers.get("ETag", "").strip('"')
         if not tag or "x-ms-request-id" not in answer.headers:
             raise NotCloudError("the answer lacks the headers that Azure gives each blob")
-        metadata = _metadata(answer)
+        metadata = answer.metadata(_METADATA)
         is_whole = metadata.get(CHECKSUM) in (None, checksum(answer.content))
         return Object(answer.content, metadata, tag, is_whole)
 
@@ -120,7 +114,7 @@ class Azure:
     ) -> None:
         headers = {
             "Content-Type": "application/json",
-            "Content-MD5": await threads.call(_md5, body) if len(body) >= _OFFLOAD_BYTES else _md5(body),
+            "Content-MD5": await md5(body),
             "x-ms-blob-type": "BlockBlob",
             **{_METADATA + name: value for name, value in metadata.items()},
             **_if(condition),
@@ -167,7 +161,7 @@ class Azure:
             _time(answer.headers.get("Last-Modified", "")),
             answer.headers.get("ETag", "").strip('"'),
         )
-        return Details(entry, answer.headers.get("Content-Encoding", ""), _metadata(answer), "")
+        return Details(entry, answer.headers.get("Content-Encoding", ""), answer.metadata(_METADATA), "")
 
     async def metadata(self, key: str, found: Object) -> Mapping[str, str]:
         return found.metadata
@@ -203,18 +197,9 @@ def _if(condition: str | None) -> dict[str, str]:
     return {"If-None-Match": "*"} if condition == ABSENT else {"If-Match": f'"{condition}"'}
 
 
-def _md5(body: bytes) -> str:
-    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-
-
 def _target(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.path}?{parts.query}" if parts.query else parts.path
-
-
-def _metadata(answer: Answer) -> dict[str, str]:
-    named = ((name.lower(), value) for name, value in answer.headers.items())
-    return {name.removeprefix(_METADATA): value for name, value in named if name.startswith(_METADATA)}
 
 
 def _parsed(content: bytes, tag: str) -> ElementTree.Element:

@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from async_state.connections.azure import AzureConnection
 from async_state.errors import ConfigurationError
-from async_state.settings import Settings
+from async_state.settings import ACCOUNT_VARIABLES, NO_ACCOUNT, Settings
 from async_state.stores.cloud.errors import TokenError
 from async_state.stores.cloud.tokens import Token, Tokens, check_installed
 
@@ -84,10 +84,7 @@ def account_of(settings: Settings, connection: AzureConnection) -> Account:
     name = settings.azure_account or connection.account or string.get("accountname") or _of_environment()
     name = name or _of_endpoint(endpoint)
     if not name:
-        raise ConfigurationError(
-            "[async_state] azure_account: az:// URLs need the name of a storage account, here, in the connection of "
-            "wasb_conn_id, or in the variable AZURE_STORAGE_ACCOUNT or AZURE_STORAGE_CONNECTION_STRING"
-        )
+        raise ConfigurationError(f"[async_state] azure_account: {NO_ACCOUNT}")
     if not endpoint:
         scheme, suffix = string.get("defaultendpointsprotocol", "https"), string.get("endpointsuffix")
         endpoint = f"{scheme}://{name}.blob.{suffix or 'core.windows.net'}"
@@ -295,7 +292,7 @@ _EMULATED_ENDPOINT: Final = f"http://127.0.0.1:10000/{_EMULATED}"
 
 
 def _of_environment() -> str:
-    return os.environ.get("AZURE_STORAGE_ACCOUNT") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME") or ""
+    return next(filter(None, map(os.environ.get, ACCOUNT_VARIABLES)), "")
 
 
 def _of_endpoint(endpoint: str) -> str:

@@ -6,8 +6,6 @@ some answers only, so the content is verified by the checksum that the service i
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import secrets
@@ -16,23 +14,20 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Final
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
-from async_state import threads
 from async_state.connections.google import GoogleConnection
 from async_state.settings import Settings
-from async_state.stores.base import CHECKSUM, Details, Entry
+from async_state.stores.base import CHECKSUM, Details, Entry, Page, bucket_and_prefix
 from async_state.stores.cloud import batch, google_credentials
 from async_state.stores.cloud.errors import Advice, CloudError, CloudErrors, NotCloudError
-from async_state.stores.cloud.http import Answer, Http, not_expected
-from async_state.stores.cloud.place import ABSENT, Limits, Object, Page, Place, Refusal
+from async_state.stores.cloud.http import Answer, Http, md5, not_expected
+from async_state.stores.cloud.place import ABSENT, Limits, Object, Place, Refusal
 from async_state.stores.cloud.tokens import Tokens
 
 ENDPOINT: Final = "https://storage.googleapis.com"
 #: Google's limit on the calls of one batch.
 _BATCH: Final = 100
-#: From this size on, a body is hashed on another thread.
-_OFFLOAD_BYTES: Final = 256 * 1024
 _METADATA: Final = "x-goog-meta-"
 _FIELDS: Final = "name,size,updated,generation,crc32c"
 #: Of a bucket: what may hurt state.
@@ -61,19 +56,18 @@ def place(url: str, settings: Settings, connection: GoogleConnection) -> Place:
     Raises:
         ConfigurationError: the extra is not installed.
     """
-    parts = urlsplit(url)
-    prefix = parts.path.strip("/")
+    bucket, prefix = bucket_and_prefix(url)
     endpoint = endpoint_of(settings, connection)
     needs_token = google_credentials.are_needed_at(endpoint)
     if needs_token:
         google_credentials.check_installed()
     return Place(
         url=url,
-        prefix=f"{prefix}/" if prefix else "",
+        prefix=prefix,
         endpoint=endpoint,
         batch=_BATCH,
         errors=CloudErrors(_ADVICE),
-        requests=partial(_requests, parts.netloc, endpoint, connection, needs_token),
+        requests=partial(_requests, bucket, endpoint, connection, needs_token),
         credentials=google_credentials.described(connection, endpoint),
         **Limits.of(settings)._asdict(),
     )
@@ -127,9 +121,7 @@ class Google:
         tag = answer.headers.get("x-goog-generation")
         if tag is None:
             raise NotCloudError("the answer lacks the generation that Google gives each object")
-        named = ((name.lower(), value) for name, value in answer.headers.items())
-        metadata = {name.removeprefix(_METADATA): value for name, value in named if name.startswith(_METADATA)}
-        return Object(answer.content, metadata, tag, await _is_whole(answer))
+        return Object(answer.content, answer.metadata(_METADATA), tag, await _is_whole(answer))
 
     async def put(
         self, key: str, body: bytes, content_encoding: str, metadata: Mapping[str, str], condition: str | None = None
@@ -137,7 +129,7 @@ class Google:
         described: dict[str, Any] = {
             "name": key,
             "contentType": "application/json",
-            "md5Hash": await _md5(body),
+            "md5Hash": await md5(body),
             "metadata": dict(metadata),
         }
         if content_encoding:
@@ -251,16 +243,8 @@ def _entry(item: Mapping[str, Any]) -> Entry:
 async def _is_whole(answer: Answer) -> bool:
     """Compare the content with the MD5 hash that Google names, unless it was put together of several objects."""
     hashes = answer.headers.getall("x-goog-hash", [])
-    md5 = [each for text in hashes for each in text.replace(" ", "").split(",") if each.startswith("md5=")]
-    return not md5 or md5 == [f"md5={await _md5(answer.content)}"]
-
-
-async def _md5(body: bytes) -> str:
-    return await threads.call(_hash, body) if len(body) >= _OFFLOAD_BYTES else _hash(body)
-
-
-def _hash(body: bytes) -> str:
-    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+    named = [each for text in hashes for each in text.replace(" ", "").split(",") if each.startswith("md5=")]
+    return not named or named == [f"md5={await md5(answer.content)}"]
 
 
 def _is_no_object(answer: Answer) -> bool:

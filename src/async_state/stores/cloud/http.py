@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import os
 import ssl
@@ -23,8 +25,7 @@ from async_state.stores.base import check_size
 from async_state.stores.cloud.errors import NotCloudError
 from async_state.stores.retry import count_attempt
 
-_KEEPALIVE_SECONDS: Final = 12.0
-#: From this size on, a body is written in pieces, so that the loop serves others in between.
+#: From this size on, a body is hashed on another thread and written in pieces: the loop serves others meanwhile.
 _LARGE_BYTES: Final = 256 * 1024
 
 #: Certificates that were read, by the file's name and state. Forked processes inherit them.
@@ -37,6 +38,11 @@ class Answer(NamedTuple):
     status: int
     headers: CIMultiDictProxy[str]
     content: bytes
+
+    def metadata(self, prefix: str) -> dict[str, str]:
+        """Return the values of the headers that begin with ``prefix``, by what follows it, in lower case."""
+        named = ((name.lower(), value) for name, value in self.headers.items())
+        return {name.removeprefix(prefix): value for name, value in named if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)
@@ -94,15 +100,19 @@ async def connections(endpoint: str, *, limit: int, connect_timeout: float, read
     parts = urlsplit(endpoint)
     context = await threads.call(tls_context) if parts.scheme == "https" else None
     proxies = getproxies()
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=limit, keepalive_timeout=_KEEPALIVE_SECONDS, ssl=context or True),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=read_timeout),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers={"Content-Type"},
-        auto_decompress=False,
-    ) as session:
+    opened = _aiohttp.session(context, limit=limit, connect_timeout=connect_timeout, read_timeout=read_timeout)
+    async with opened as session:
         _aiohttp.send_once(session)
         yield Http(session, None if proxy_bypass(parts.netloc) else proxies.get(parts.scheme))
+
+
+async def md5(body: bytes) -> str:
+    """Return the MD5 hash of a body in base64, by which both clouds verify what arrives."""
+    return await threads.call(_md5, body) if len(body) >= _LARGE_BYTES else _md5(body)
+
+
+def _md5(body: bytes) -> str:
+    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
 
 def not_expected(answer: Answer) -> NotCloudError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from async_state.settings import Settings
-from async_state.stores.base import Details, Entry
+from async_state.stores.base import Details, Page
 from async_state.stores.cloud.errors import CloudError, CloudErrors
 from async_state.stores.cloud.http import Http
 
@@ -30,13 +30,6 @@ class Object(NamedTuple):
     metadata: Mapping[str, str]
     tag: str
     is_whole: bool
-
-
-class Page(NamedTuple):
-    """A part of a listing, its entries named by key, and the token for the next part, or ``None`` after the last."""
-
-    entries: Sequence[Entry]
-    token: str | None
 
 
 class Refusal(NamedTuple):

@@ -11,11 +11,22 @@ from typing import TypeVar
 import anyio
 
 from async_state.errors import CorruptObjectError, StoreError
-from async_state.stores.base import CHECKSUM, UPDATES, Details, Entry, Tagged, checksum, has_number, numbered
+from async_state.stores.base import (
+    CHECKSUM,
+    UPDATES,
+    Details,
+    Entry,
+    Page,
+    Tagged,
+    checksum,
+    has_number,
+    listed,
+    numbered,
+)
 from async_state.stores.cloud import http
 from async_state.stores.cloud.errors import CloudError, is_conflict
-from async_state.stores.cloud.place import ABSENT, Object, Page, Place, Requests
-from async_state.stores.opened import Opened, Operations
+from async_state.stores.cloud.place import ABSENT, Object, Place, Requests
+from async_state.stores.opened import Batch, Opened, Operations
 from async_state.stores.retry import attempts
 
 T = TypeVar("T")
@@ -94,16 +105,13 @@ class CloudStore:
                 group.start_soon(delete, names[start : start + size])
         return failed
 
-    async def entries(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[Entry], None]:
-        start = len(self.place.prefix)
-        token: str | None = None
-        while True:
-            page = await self._run("list", prefix, partial(_list, self.place.prefix + prefix, token), timeout)
-            if page.entries:
-                yield [entry._replace(name=entry.name[start:]) for entry in page.entries]
-            if page.token is None:
-                return
-            token = page.token
+    def entries(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[Entry], None]:
+        ours = self.place.prefix
+
+        async def ask(token: str | None) -> Page:
+            return await self._run("list", prefix, lambda cloud: cloud.list(ours + prefix, token), timeout)
+
+        return listed(ask, ours)
 
     async def head(self, name: str, *, timeout: float) -> Details | None:
         key = self.place.prefix + name
@@ -162,35 +170,23 @@ class CloudStore:
         return self._batches[1]
 
     async def _delete_batch(self, names: Sequence[str], timeout: float) -> dict[str, StoreError]:
-        place, left = self.place, list(names)
-        #: What the cloud refused for good, and what may pass.
-        refused: dict[str, StoreError] = {}
-        failed: dict[str, StoreError] = {}
+        place, errors = self.place, self.place.errors
+
+        def tell(name: str, error: CloudError) -> StoreError:
+            return errors.store_error(error, f"delete {place.url}/{name}", place.where, attempts.get())
+
+        batch = Batch(names, lambda e: errors.is_retryable(e) or errors.is_of_credentials(e), tell)
 
         async def delete(cloud: Requests) -> None:
-            """Delete what is left, and raise the first error that passes, so that the rest is tried again."""
-            nonlocal left
-            refusals = await cloud.delete_many([place.prefix + name for name in left])
-            failed.clear()
-            passing: list[CloudError] = []
-            for key, error in refusals:
-                name = key.removeprefix(place.prefix)
-                told = place.errors.store_error(error, f"delete {place.url}/{name}", place.where, attempts.get())
-                if place.errors.is_retryable(error) or place.errors.is_of_credentials(error):
-                    failed[name] = told
-                    passing.append(error)
-                else:
-                    refused[name] = told
-            left = list(failed)
-            if passing:
-                raise passing[0]
+            refusals = await cloud.delete_many([place.prefix + name for name in batch.left])
+            batch.answered((key.removeprefix(place.prefix), error) for key, error in refusals)
 
         try:
             await self._run("delete", names[0], delete, timeout, more=len(names) - 1)
         except StoreError as e:
-            if not failed:
-                return refused | dict.fromkeys(left, e)
-        return refused | failed
+            if not batch.failed:
+                return batch.errors | dict.fromkeys(batch.left, e)
+        return batch.errors
 
     async def _run(
         self, verb: str, name: str, ask: Callable[[Requests], Awaitable[T]], timeout: float, more: int = 0
@@ -231,7 +227,3 @@ async def _open(place: Place) -> AsyncIterator[_Cloud]:
         yield cloud
     finally:
         await cloud.retire()
-
-
-async def _list(prefix: str, token: str | None, cloud: Requests) -> Page:
-    return await cloud.list(prefix, token)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import logging
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from async_state.errors import ConfigurationError
+from async_state.settings import is_installed
 from async_state.stores.cloud.errors import TokenError
 
 log = logging.getLogger(__name__)
@@ -25,11 +25,7 @@ _PAUSE: Final = 15.0
 
 def check_installed(module: str, url: str, extra: str) -> None:
     """Raise `ConfigurationError` if the library that gives tokens is not installed, without importing it."""
-    try:
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        found = None
-    if found is None:
+    if not is_installed(module):
         raise ConfigurationError(
             f"[async_state] url: {url} needs the extra: pip install 'airflow-async-state[{extra}]'"
         )

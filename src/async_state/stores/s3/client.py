@@ -18,9 +18,9 @@ from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 
 from async_state import __version__
-from async_state.stores.base import Entry, check_size, without_collections
+from async_state.stores.base import Entry, Page, check_size, without_collections
 from async_state.stores.retry import count_attempt
-from async_state.stores.s3.operations import NotS3Error, Object, Page, Refusal, S3Error
+from async_state.stores.s3.operations import NotS3Error, Object, Refusal, S3Error
 from async_state.stores.s3.options import S3Options
 
 if TYPE_CHECKING:

@@ -18,20 +18,19 @@ import aiohttp
 from yarl import URL
 
 from async_state import threads
-from async_state.stores.base import check_size
+from async_state.stores import _aiohttp
+from async_state.stores.base import Page, check_size
 from async_state.stores.retry import count_attempt
 from async_state.stores.s3 import _botocore, documents
 from async_state.stores.s3.client import error_of
 from async_state.stores.s3.endpoint import Endpoint
-from async_state.stores.s3.operations import NotS3Error, Object, Page, Refusal, S3Error
+from async_state.stores.s3.operations import NotS3Error, Object, Refusal, S3Error
 from async_state.stores.s3.options import S3Options, put_headers
 
 if TYPE_CHECKING:
     import ssl
 
 _METADATA: Final = "x-amz-meta-"
-#: As the client keeps them; S3 closes idle connections after some 20 s.
-_KEEPALIVE_SECONDS: Final = 12.0
 #: From this size on, a body is hashed for its signature on another thread.
 _OFFLOAD_BYTES: Final = 256 * 1024
 
@@ -130,16 +129,13 @@ async def connections(options: S3Options, context: ssl.SSLContext | None) -> Asy
         options: how many connections, and how long they wait.
         context: what verifies certificates; ``None`` for an endpoint without TLS.
     """
-    connector = aiohttp.TCPConnector(
-        limit=options.max_concurrency, keepalive_timeout=_KEEPALIVE_SECONDS, ssl=context or True
+    opened = _aiohttp.session(
+        context,
+        limit=options.max_concurrency,
+        connect_timeout=options.connect_timeout,
+        read_timeout=options.read_timeout,
     )
-    async with aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=options.connect_timeout, sock_read=options.read_timeout),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers={"Content-Type"},
-        auto_decompress=False,
-    ) as http:
+    async with opened as http:
         _botocore.send_once(http)
         yield http
 

@@ -9,8 +9,8 @@ from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from async_state.stores.base import Entry
-from async_state.stores.s3.operations import NotS3Error, Page, Refusal
+from async_state.stores.base import Entry, Page
+from async_state.stores.s3.operations import NotS3Error, Refusal
 
 _NAMESPACE: Final = "http://s3.amazonaws.com/doc/2006-03-01/"
 #: Characters that XML would not give back as they are.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from async_state.stores.base import Entry
+from async_state.stores.base import Page
 
 
 class S3Error(Exception):
@@ -49,13 +49,6 @@ class Object(NamedTuple):
     body: bytes
     metadata: Mapping[str, str]
     etag: str
-
-
-class Page(NamedTuple):
-    """A part of a listing, its entries named by key, and the token for the next part, or ``None`` after the last."""
-
-    entries: Sequence[Entry]
-    token: str | None
 
 
 class Refusal(NamedTuple):

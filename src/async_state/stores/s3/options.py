@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
 
 from async_state.connections import Connection
 from async_state.connections.aws import AwsConnection
 from async_state.settings import Settings
+from async_state.stores.base import bucket_and_prefix
 
 
 class PutOption(NamedTuple):
@@ -102,13 +102,6 @@ class S3Options:
     def where(self) -> str:
         """The endpoint and region that were configured, for messages."""
         return f"endpoint {self.endpoint_url or 'default'}, region {self.region_name or 'default'}"
-
-
-def bucket_and_prefix(url: str) -> tuple[str, str]:
-    """Return the bucket of a base URL, and the prefix of its keys: empty, or ending in ``/``."""
-    parts = urlsplit(url)
-    prefix = parts.path.strip("/")
-    return parts.netloc, f"{prefix}/" if prefix else ""
 
 
 def put_headers(arguments: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import anyio
 
 from async_state.errors import CorruptObjectError, StoreError
 from async_state.stores import opened
-from async_state.stores.base import CHECKSUM, Details, Entry, Tagged, checksum
+from async_state.stores.base import CHECKSUM, Details, Entry, Page, Tagged, bucket_and_prefix, checksum, listed
 from async_state.stores.retry import attempts
 from async_state.stores.s3 import commands, errors
 from async_state.stores.s3.bucket import Bucket, open_bucket
@@ -23,8 +23,8 @@ from async_state.stores.s3.errors import (
     is_retryable,
     store_error,
 )
-from async_state.stores.s3.operations import Object, Operations, Page, S3Error
-from async_state.stores.s3.options import S3Options, bucket_and_prefix
+from async_state.stores.s3.operations import Object, Operations, S3Error
+from async_state.stores.s3.options import S3Options
 
 T = TypeVar("T")
 
@@ -83,16 +83,13 @@ class S3Store:
                 self._has_delete_many = False
         return await self._delete_each(names, timeout)
 
-    async def entries(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[Entry], None]:
-        start = len(self._options.prefix)
-        token: str | None = None
-        while True:
-            page = await self._run("list", prefix, partial(_list, self._options.prefix + prefix, token), timeout)
-            if page.entries:
-                yield [entry._replace(name=entry.name[start:]) for entry in page.entries]
-            if page.token is None:
-                return
-            token = page.token
+    def entries(self, prefix: str, *, timeout: float) -> AsyncGenerator[Sequence[Entry], None]:
+        ours = self._options.prefix
+
+        async def ask(token: str | None) -> Page:
+            return await self._run("list", prefix, lambda s3: s3.list(ours + prefix, token), timeout)
+
+        return listed(ask, ours)
 
     async def head(self, name: str, *, timeout: float) -> Details | None:
         found = await self._command("head", name, commands.head, timeout)
@@ -129,40 +126,28 @@ class S3Store:
         await self._run("delete", name, lambda s3: s3.delete(key), timeout)
 
     async def _delete_many(self, names: Sequence[str], timeout: float) -> dict[str, StoreError]:
-        options, left = self._options, list(names)
-        #: What S3 refused for good, and what may pass.
-        refused: dict[str, StoreError] = {}
-        failed: dict[str, StoreError] = {}
+        options = self._options
+
+        def tell(name: str, error: S3Error) -> StoreError:
+            return store_error(error, f"delete {options.url(name)}", options.where, attempts.get())
+
+        batch = opened.Batch(names, is_retryable, tell)
 
         async def delete(s3: Operations) -> None:
-            """Delete what is left, and raise the first error that passes, so that the rest is tried again."""
-            nonlocal left
             try:
-                refusals = await s3.delete_many([options.prefix + name for name in left])
+                refusals = await s3.delete_many([options.prefix + name for name in batch.left])
             except S3Error as e:
                 if is_not_implemented(e):
                     raise _NoDeleteManyError from e
                 raise
-            failed.clear()
-            passing: list[S3Error] = []
-            for key, code, message in refusals:
-                name, error = key.removeprefix(options.prefix), S3Error(code, message)
-                told = store_error(error, f"delete {options.url(name)}", options.where, attempts.get())
-                if is_retryable(error):
-                    failed[name] = told
-                    passing.append(error)
-                else:
-                    refused[name] = told
-            left = list(failed)
-            if passing:
-                raise passing[0]
+            batch.answered((key.removeprefix(options.prefix), S3Error(code, text)) for key, code, text in refusals)
 
         try:
             await self._run("delete", names[0], delete, timeout, more=len(names) - 1)
         except StoreError:
-            if not failed:
+            if not batch.failed:
                 raise
-        return refused | failed
+        return batch.errors
 
     async def _delete_each(self, names: Sequence[str], timeout: float) -> dict[str, StoreError]:
         failed: dict[str, StoreError] = {}
@@ -204,10 +189,6 @@ class S3Store:
         """
         what = f"{verb} {self._options.url(name)}" + (f" and {more} more" if more else "")
         return await self._operations.run(what, ask, timeout)
-
-
-async def _list(prefix: str, token: str | None, s3: Operations) -> Page:
-    return await s3.list(prefix, token)
 
 
 async def _send(call: Callable[[Operations], Awaitable[T]], bucket: Bucket) -> T:
