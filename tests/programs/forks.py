@@ -26,6 +26,7 @@ def main() -> None:
     backend.set(task("parent"), "held", "answered")
     answers: list[str | None] = []
     busy = threading.Thread(target=lambda: answers.append(backend.get(task("parent"), "held")), daemon=True)
+    hear("hold")
     busy.start()
     hear("held")
     forks(backend, "busy")

@@ -52,6 +52,7 @@ def test_forked_processes_start_afresh_and_leave_the_parent_alone(run: Run, wire
     program.hear("parent: fine")
     assert wire.opened == opened, "the parent's own connection was lost"
     with wire.hold(rb"GET \S+held") as held:
+        program.tell("hold")
         assert held.arrived.wait(PATIENCE)
         program.tell("held")
         program.hear("busy, task: fine")
