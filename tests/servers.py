@@ -12,9 +12,12 @@ import sysconfig
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
 SECRET_KEY = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -79,16 +82,9 @@ def seaweedfs(directory: Path, configuration: Mapping[str, Any] | None = None) -
 
 def _wait_for_identity(url: str, credentials: Mapping[str, str], seconds: float = 300) -> None:
     """Return once the server knows the credentials: it may listen before it has read its configuration."""
-    import boto3
     from botocore.exceptions import ClientError
 
-    client = boto3.client(
-        "s3",
-        endpoint_url=url,
-        region_name="us-east-1",
-        aws_access_key_id=credentials["accessKey"],
-        aws_secret_access_key=credentials["secretKey"],
-    )
+    client = s3_client(url, credentials["accessKey"], credentials["secretKey"])
     deadline = time.monotonic() + seconds
     with contextlib.closing(client):
         while True:
@@ -100,6 +96,19 @@ def _wait_for_identity(url: str, credentials: Mapping[str, str], seconds: float 
                     time.sleep(0.05)
                     continue
             return
+
+
+def s3_client(url: str, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY) -> S3Client:
+    """Return another client of the server than the backend's own: closing it is the caller's.
+
+    Every test's client comes from here, and none from `boto3.client` with what the environment has: boto3 keeps the
+    credentials of its first client for all that follow, and some tests put others into the environment for a while.
+    """
+    import boto3
+
+    return boto3.client(
+        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id=access_key, aws_secret_access_key=secret_key
+    )
 
 
 def free_ports(count: int) -> list[int]:

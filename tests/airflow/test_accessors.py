@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import airflow.example_dags
-import boto3
 import pytest
 
 import async_state.example_dags
 from async_state.testing import REGION, Answer, FakeS3, Request
 from tests.airflow.airflow_services import processes_of_session
 from tests.airflow.dags.async_worker import Run, environment_of
+from tests.servers import s3_client
 
 DAGS = Path(__file__).parent / "dags"
 EXAMPLE = "example_task_state_store_async"
@@ -120,7 +120,7 @@ def bucket(run: str) -> str:
 
 
 def client(moto: FakeS3) -> Any:
-    return boto3.client("s3", endpoint_url=moto.url, region_name=REGION)
+    return s3_client(moto.url)
 
 
 def in_s3(moto: FakeS3, name: str, dag_id: str, *, patch: bool = True, **options: str) -> Run:

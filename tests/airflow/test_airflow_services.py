@@ -17,11 +17,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
-from async_state.testing import REGION, Answer, FakeS3, Request
+from async_state.testing import Answer, FakeS3, Request
 from tests.airflow.airflow_services import Services, migrated
+from tests.servers import s3_client
 
 BOTH_SIDES = "both sides"
 WORKERS_ONLY = "the workers only"
@@ -214,13 +214,7 @@ def stored(deployment: Deployment) -> dict[str, Any]:
 
 
 def everything(deployment: Deployment) -> dict[str, Any]:
-    client = boto3.client(
-        "s3",
-        endpoint_url=deployment.moto.url,
-        region_name=REGION,
-        aws_access_key_id=deployment.access_key,
-        aws_secret_access_key=deployment.secret_key,
-    )
+    client = s3_client(deployment.moto.url, deployment.access_key, deployment.secret_key)
     prefix = f"{deployment.prefix}/"
     with contextlib.closing(client):
         names = [item["Key"] for item in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", ())]

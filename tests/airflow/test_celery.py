@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import boto3
 import pytest
 
-from async_state.testing import REGION, FakeS3
+from async_state.testing import FakeS3
 from tests.airflow.airflow_services import processes_of_session
-from tests.servers import free_port, wait_for_port
+from tests.servers import free_port, s3_client, wait_for_port
 
 celery = pytest.importorskip("celery", reason="apache-airflow-providers-celery is not installed")
 pytest.importorskip("redis", reason="apache-airflow-providers-celery is not installed")
@@ -91,6 +90,6 @@ def test_contract_36_a_celery_worker_prepares_before_it_forks(worker: Path, redi
             # pytest shows it if the test fails, and only then.
             print(worker.read_text(errors="replace"))
     assert found == {"inherited": True, "first operation": {"imported": [], "bundles": [], "error": None}}
-    with contextlib.closing(boto3.client("s3", endpoint_url=moto.url, region_name=REGION)) as s3:
+    with contextlib.closing(s3_client(moto.url)) as s3:
         owner = json.loads(s3.get_object(Bucket="state", Key="celery/v1/owner")["Body"].read())
     assert owner["broker"] == f"{redis}/0"

@@ -87,15 +87,13 @@ class Place:
         self._moto = moto
 
     def owner(self) -> dict[str, Any]:
-        import boto3
-
-        from async_state.testing import REGION
+        from tests.servers import s3_client
 
         if self._moto is None:
             assert self._path
             text = (self._path / "v1" / "owner").read_bytes()
         else:
-            with closing(boto3.client("s3", endpoint_url=self._moto.url, region_name=REGION)) as s3:
+            with closing(s3_client(self._moto.url)) as s3:
                 bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
                 text = s3.get_object(Bucket=bucket, Key=f"{prefix}/v1/owner")["Body"].read()
         found: dict[str, Any] = json.loads(text)

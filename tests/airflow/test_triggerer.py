@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import boto3
 import pytest
 
-from async_state.testing import REGION, Answer, FakeS3, Request
+from async_state.testing import Answer, FakeS3, Request
 from tests.airflow.airflow_services import Services, migrated
 from tests.airflow.triggers.watching import VALUE
+from tests.servers import s3_client
 
 ROOT: Final = Path(__file__).parents[2]
 BUCKET: Final = "state"
@@ -146,10 +146,7 @@ def outcome(moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytes
 
 def stored(moto: FakeS3, prefix: str) -> dict[str, Any]:
     """Return every object below the prefix, by name, read with another client than the backend's."""
-    client = boto3.client(
-        "s3", endpoint_url=moto.url, region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x"
-    )
-    with contextlib.closing(client):
+    with contextlib.closing(s3_client(moto.url)) as client:
         names = [item["Key"] for item in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", ())]
         bodies = [client.get_object(Bucket=BUCKET, Key=name)["Body"].read() for name in names]
     return {name.removeprefix(f"{prefix}/"): json.loads(body) for name, body in zip(names, bodies, strict=True)}

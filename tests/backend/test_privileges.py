@@ -9,7 +9,6 @@ import logging
 import traceback
 from collections.abc import Iterator
 
-import boto3
 import pytest
 from airflow.sdk.state import AssetScope, TaskScope
 from pydantic import JsonValue
@@ -19,6 +18,7 @@ from async_state.connections.aws import AwsConnection
 from async_state.errors import AsyncStateError
 from async_state.stores.s3 import S3Options
 from async_state.testing import FakeS3, faults
+from tests.servers import s3_client
 
 VALUE = "sentinel-of-the-value"
 KEY_ID = "SENTINELOFTHEKEYID"
@@ -135,7 +135,8 @@ def test_values_and_secrets_are_never_said(
 def test_what_others_do_with_botocore_is_logged_as_before(everything: Everything, moto: FakeS3) -> None:
     with AsyncStateBackend(Settings(url="s3://state/privileges", endpoint_url=moto.url)) as backend:
         backend.get(AssetScope(name="asset"), "key")
-    boto3.client("s3", endpoint_url=moto.url).list_buckets()
+    with contextlib.closing(s3_client(moto.url)) as client:
+        client.list_buckets()
     assert any(line.startswith("botocore.endpoint: Sending http request") for line in everything.said)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
 
 from async_state.testing import FakeS3, faults
@@ -31,7 +30,7 @@ def of_moto(moto: FakeS3, url: str, **options: str) -> dict[str, str]:
 
 @pytest.fixture
 def s3(moto: FakeS3) -> Iterator[S3Client]:
-    client = boto3.client("s3", endpoint_url=moto.url)
+    client = servers.s3_client(moto.url)
     yield client
     client.close()
 

@@ -98,7 +98,10 @@ def outcome(moto_server: FakeS3, tmp_path_factory: pytest.TempPathFactory) -> Ou
 
 
 def made(service: str, moto: FakeS3) -> Any:
-    return boto3.client(service, endpoint_url=moto.url, region_name=REGION)  # type: ignore[call-overload]
+    # With credentials of its own, for the reason that `tests.servers.s3_client` has.
+    return boto3.client(  # type: ignore[call-overload]
+        service, endpoint_url=moto.url, region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x"
+    )
 
 
 def put(kinesis: Any, stream: str, *records: str) -> None:

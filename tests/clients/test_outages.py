@@ -24,13 +24,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import boto3
 import pytest
 
 from async_state.testing import REGION, Answer, FakeS3, Request, faults
 from tests.airflow.airflow_services import processes_of_session
 from tests.airflow.dags.async_worker import Run, environment_of
 from tests.clients.fakes import Fake, Glue, Livy, Model
+from tests.servers import s3_client
 
 pytest.importorskip("airflow.providers.apache.livy", reason="the dependency group clients is not installed")
 
@@ -167,7 +167,7 @@ class Scene:
 
 
 def client(moto: FakeS3) -> Any:
-    return boto3.client("s3", endpoint_url=moto.url, region_name=REGION)
+    return s3_client(moto.url)
 
 
 def made() -> dict[str, Scene]:

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
 from async_state import keys
 from async_state.testing import fake_s3
 from tests.airflow.airflow_services import Services
 from tests.deployment import stack
-from tests.servers import ACCESS_KEY, SECRET_KEY
+from tests.servers import ACCESS_KEY, SECRET_KEY, s3_client
 
 ROOT = Path(__file__).parents[2]
 DAGS = Path(__file__).parent / "dags" / "deployment.py"
@@ -48,15 +47,7 @@ class Deployment:
 
     @contextlib.contextmanager
     def store(self) -> Iterator[Any]:
-        with contextlib.closing(
-            boto3.client(
-                "s3",
-                endpoint_url=self.endpoint,
-                region_name="us-east-1",
-                aws_access_key_id=ACCESS_KEY,
-                aws_secret_access_key=SECRET_KEY,
-            )
-        ) as s3:
+        with contextlib.closing(s3_client(self.endpoint, ACCESS_KEY, SECRET_KEY)) as s3:
             yield s3
 
     def value(self, name: str) -> Any:

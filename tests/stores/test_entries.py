@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
-import boto3
 import pytest
 
 from async_state import Settings, codec, connections, iothread
@@ -46,7 +45,7 @@ class Place:
 
     def client(self) -> S3Client:
         assert self.endpoint_url
-        return boto3.client("s3", endpoint_url=self.endpoint_url)
+        return servers.s3_client(self.endpoint_url)
 
 
 KINDS = [

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-import boto3
 import pytest
 from airflow.sdk.state import TaskScope
 from sqlalchemy import Engine, text
@@ -20,6 +19,7 @@ from sqlalchemy import Engine, text
 from async_state import AsyncStateBackend, Settings, keys
 from async_state.keys import Side
 from async_state.testing import FakeS3
+from tests.servers import s3_client
 from tests.sweep import test_database
 from tests.sweep.conftest import DAY, Base, Run, configured
 from tests.sweep.databases import engine_of
@@ -52,7 +52,7 @@ def place(
     else:
         moto: FakeS3 = request.getfixturevalue("moto")
         bucket = f"busy-{uuid.uuid4().hex}"
-        with contextlib.closing(boto3.client("s3", endpoint_url=moto.url)) as client:
+        with contextlib.closing(s3_client(moto.url)) as client:
             client.create_bucket(Bucket=bucket)
             if "versions" in request.param:
                 client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import boto3
 import pytest
 
 from async_state import Settings
 from async_state.testing import Answer, FakeS3, Request
 from async_state.testing.faults import Exchange, Fault
 from tests.programs.runner import Command, Runner
+from tests.servers import s3_client
 from tests.sweep.conftest import Base, snapshot
 
 TASK = "v1/task/dag/run/task/-1/worker"
@@ -178,7 +178,7 @@ def test_at_each_request_to_a_bucket_that_keeps_versions(
 ) -> None:
     bucket = f"killed-{uuid.uuid4().hex}"
     with (
-        contextlib.closing(boto3.client("s3", endpoint_url=moto.url)) as client,
+        contextlib.closing(s3_client(moto.url)) as client,
         opened(moto, bucket) as base,
     ):
         client.create_bucket(Bucket=bucket)

@@ -20,7 +20,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import pytest
 from airflow.sdk.state import AssetScope, TaskScope
 from botocore.exceptions import ClientError
@@ -205,13 +204,7 @@ class Server:
 
     def client(self, user: str) -> S3Client:
         if user not in self._clients:
-            self._clients[user] = boto3.client(
-                "s3",
-                endpoint_url=self.url,
-                aws_access_key_id=user,
-                aws_secret_access_key=SECRET_KEY,
-                region_name="us-east-1",
-            )
+            self._clients[user] = servers.s3_client(self.url, user, SECRET_KEY)
         return self._clients[user]
 
     def backend(self, user: str, prefix: str) -> AsyncStateBackend:

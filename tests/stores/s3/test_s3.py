@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
 
-import boto3
 import pytest
 from airflow.sdk.state import AssetScope, TaskScope
 from moto.core.models import DEFAULT_ACCOUNT_ID
@@ -45,7 +44,7 @@ def on_moto(s3_settings: SettingsOf) -> Iterator[AsyncStateBackend]:
 @pytest.fixture(scope="session")
 def client(moto_server: FakeS3) -> Iterator[Any]:
     """Another S3 client, to look at objects and damage them with."""
-    s3 = boto3.client("s3", endpoint_url=moto_server.url)
+    s3 = servers.s3_client(moto_server.url)
     yield s3
     s3.close()
 
