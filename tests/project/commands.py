@@ -21,10 +21,10 @@ from tests.project.test_snippets import SNIPPETS
 #: What installs or builds something, and is no command of this package.
 LEFT_OUT: Final = ("pip", "make", ".venv/bin/python")
 
-#: ``airflow async-state`` in a fork, as an interpreter of its own takes seconds to start; and no cluster, but what is run
-#: in one.
+#: ``airflow async-state`` in a fork, as an interpreter of its own takes seconds to start; and in the same place what is
+#: to be run in a cluster.
 _FUNCTIONS: Final = """
-airflow() { test "$1" = async-state && shift && "$ASYNC_STATE_PYTHON" -ISE "$ASYNC_STATE_PROGRAM" "$ASYNC_STATE_SOCKET" "$@"; }
+airflow() { test "$1" = async-state && shift && $FROM_SHELL "$@"; }
 kubectl() { while test "$1" != --; do shift; done; shift; "$@"; }
 """
 
@@ -103,9 +103,7 @@ class Terminal:
         self._environment = {
             **environment,
             "HOME": str(directory),
-            "ASYNC_STATE_PYTHON": sys.executable,
-            "ASYNC_STATE_PROGRAM": str(Path(programs.__file__).with_name("from_shell.py")),
-            "ASYNC_STATE_SOCKET": str(self._socket),
+            "FROM_SHELL": f"{sys.executable} -ISE {Path(programs.__file__).with_name('from_shell.py')} {self._socket}",
         }
 
     def run(self, command: str, environment: Mapping[str, str], answers: list[str]) -> tuple[int, str]:
