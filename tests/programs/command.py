@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 import tempfile
+from typing import Any
 
 
 def main() -> None:
@@ -14,11 +15,13 @@ def main() -> None:
     os.chdir(directory)
     # Of the environment before, as is Airflow's database where airflow-core is installed.
     tempfile.tempdir = None
-    if settings := sys.modules.get("airflow.settings"):
+    settings: Any = sys.modules.get("airflow.settings")
+    if settings is not None:
         settings.configure_vars()
         settings.engine = None
-    # What an interpreter does that starts on a terminal.
-    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
+    # As an interpreter has it that starts there.
+    output: Any = sys.stdout
+    output.reconfigure(line_buffering=output.isatty())
     sys.argv[1:] = arguments
     runpy.run_module("async_state", run_name="__main__", alter_sys=True)
 

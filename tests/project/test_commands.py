@@ -3,12 +3,15 @@
 Each page has a story here: it makes the objects and rows that the page is about, and runs the page's commands in their
 order. `python -m tests.project.test_commands` writes what they print into the pages.
 
-Run is every command in a block of ``console``, and every ``airflow async-state`` in one of ``sh``. Left out are
+Every command in a block of ``console`` is run, and every ``airflow async-state`` in one of ``sh``. These are left out:
 
 * pip and make, which the Makefile's targets and the workflows run;
-* what else is in blocks of ``sh``: the clouds' own tools, and Airflow's own commands in the quick start, which
+* what else is in blocks of ``sh``: the clouds' own tools; and Airflow's own commands in the quick start, which
   `make test-docs` runs as a whole;
-* ``kubectl exec``, of which what it would run in the pod is run here.
+* ``kubectl exec`` itself. What it would run in a pod is run here.
+
+``airflow async-state`` is ``python -m async_state`` here, which starts in no time in a fork. That both are the same is
+shown by tests/cli.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import os
 import random
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -45,10 +48,13 @@ OLD, NEW = "s3://old-bucket/state", "s3://my-bucket/airflow-state"
 BUCKETS: Final = ("old-bucket", "my-bucket", "airflow-state")
 #: The address of the server on the pages.
 ADDRESS: Final = "http://127.0.0.1:5000"
-OPTION: Final = "AIRFLOW__ASYNC_STATE__"
-
 #: Returns a fixture by its name.
 Fixture = Callable[[str], Any]
+
+
+def options(**given: str) -> dict[str, str]:
+    """Return options of ``[async_state]`` as variables."""
+    return {f"AIRFLOW__ASYNC_STATE__{name.upper()}": value for name, value in given.items()}
 
 
 class Ran(NamedTuple):
@@ -81,21 +87,20 @@ class Story:
         self._left = [each for each in SHOWN if each.page == page]
         self._terminal = terminal
 
-    def run(self, beginning: str, code: int = 0, *, environment: dict[str, str] | None = None, **options: str) -> None:
-        """Run the page's next command, which begins so.
+    def run(self, beginning: str, environment: Mapping[str, str], code: int = 0) -> None:
+        """Run the page's next command.
 
         Args:
-            beginning: What follows ``airflow async-state``, or the command.
-            code: With which it should end.
+            beginning: Of the command, or of what follows ``airflow async-state``.
             environment: What it needs besides.
-            options: Of ``[async_state]``.
+            code: With which it should end.
         """
         shown = self._left.pop(0)
-        assert shown.command.partition("async-state ")[2].startswith(beginning) or shown.command.startswith(beginning)
-        given = {**(environment or {}), **{f"{OPTION}{name.upper()}": value for name, value in options.items()}}
+        _, _, arguments = shown.command.partition("async-state ")
+        assert beginning in (shown.command.split()[0], *arguments.split()[:1]), f"line {shown.line} is not {beginning}"
         answers = [line.partition("[y/N] ")[2] for line in shown.output.splitlines() if "[y/N] " in line]
         script = shown.exports.replace(ADDRESS, self.server.url) + shown.command
-        ended, output = self._terminal.run(script, given, answers)
+        ended, output = self._terminal.run(script, environment, answers)
         self.ran[shown] = Ran(ended, code, output.replace(self.server.url, ADDRESS))
 
     def configuration(self) -> dict[str, str]:
@@ -158,17 +163,18 @@ def moving(story: Story) -> None:
     refs = etl(story, OLD)
     # The rows of two runs are gone, and a key of the third.
     story.refer(*refs[6:8], *refs[9:])
-    story.run("copy", url=OLD)
-    story.run("copy", url=OLD)
+    story.run("copy", options(url=OLD))
+    story.run("copy", options(url=OLD))
     with story.backend(OLD) as backend:
         set_task(backend, of_etl(6, "submit"), "job_id", "app_006")
-    story.run("copy", url=OLD)
+    story.run("copy", options(url=OLD))
     story.age(NEW, days=3, hours=12)
-    story.run("get", environment=story.configuration())
-    story.run("copy", url=OLD)
-    story.run("sweep", 1, environment=story.configuration())
-    story.run("sweep", 1, url=NEW)
-    story.run("export-refs", url=NEW)
+    story.run("get", story.configuration())
+    story.run("export-refs", story.configuration())
+    story.run("copy", options(url=OLD))
+    story.run("sweep", story.configuration(), 1)
+    story.run("sweep", options(url=NEW), 1)
+    story.run("export-refs", options(url=NEW))
 
 
 def sweep(story: Story) -> None:
@@ -176,22 +182,22 @@ def sweep(story: Story) -> None:
     story.refer(*refs[6:8], *refs[9:])
     with story.backend(NEW) as backend:
         young = set_task(backend, of_etl(6, "load"), "watermark", mark(6))
-    story.run("export-refs", url=NEW)
-    story.run("sweep", 1, url=NEW)
-    story.run("sweep", 1, url=NEW)
+    story.run("export-refs", options(url=NEW))
+    story.run("sweep", options(url=NEW), 1)
+    story.run("sweep", options(url=NEW), 1)
     # One at a time, so that the report has them in their order.
-    story.run("sweep", url=NEW, max_concurrency="1")
-    story.run("head")
-    story.run("head", 1, url=NEW)
+    story.run("sweep", options(url=NEW, max_concurrency="1"))
+    story.run("head", {})
+    story.run("head", options(url=NEW), 1)
     story.refer(young)
     story.age(NEW, days=3, hours=12)
-    story.run("sweep", 1, url=NEW)
+    story.run("sweep", options(url=NEW), 1)
 
 
 def commands(story: Story) -> None:
     url = "s3://airflow-state/prod"
-    options = {"url": url, "owner": "prod", "compression": "gzip", "endpoint_url": story.server.url}
-    story.run("check", **options)
+    environment = options(url=url, owner="prod", compression="gzip", endpoint_url=story.server.url)
+    story.run("check", environment)
 
     def of(dag: str, task: str, map_index: int = -1) -> TaskScope:
         run = "scheduled__2026-11-24T06:00:00+00:00"
@@ -210,39 +216,39 @@ def commands(story: Story) -> None:
         )
     story.age(url, hours=2, minutes=30)
     for command in ("list", "list", "get", "get", "usage", "usage", "delete", "delete"):
-        story.run(command, **options)
+        story.run(command, environment)
 
 
 def local(story: Story) -> None:
-    story.run("check")
+    story.run("check", {})
     scope = TaskScope(dag_id="async_state_task", run_id="manual__2026-11-24T06:00:00+00:00", task_id="submit")
     with story.backend(NEW) as backend:
         set_task(backend, scope, "job_id", "job of submit")
-    story.run("list")
-    story.run("get")
+    story.run("list", {})
+    story.run("get", {})
 
 
 def from_common_io(story: Story) -> None:
     story.refer(*etl(story, NEW))
     # grep's, which finds nothing.
-    story.run("export-refs", 1, environment=story.configuration())
+    story.run("export-refs", story.configuration(), 1)
 
 
-def checked(**options: str) -> Callable[[Story], None]:
-    return lambda story: story.run("check", **options)
+def checked(**given: str) -> Callable[[Story], None]:
+    return lambda story: story.run("check", options(**given))
 
 
 def google_cloud(story: Story) -> None:
     server: GcsServer = story.fixture("gcs_server")
     server.make_bucket("my-bucket")
-    story.run("check", environment=story.configuration(), endpoint_url=server.url)
+    story.run("check", story.configuration() | options(endpoint_url=server.url))
 
 
 def azure(story: Story) -> None:
     server: AzureServer = story.fixture("azure_server")
     server.make_container("my-container")
-    account = {"azure_account": server.account, "endpoint_url": server.endpoint}
-    story.run("check", environment=story.configuration(), **account)
+    account = options(azure_account=server.account, endpoint_url=server.endpoint)
+    story.run("check", story.configuration() | account)
 
 
 STORIES: Final[dict[str, Callable[[Story], None]]] = {
