@@ -34,7 +34,7 @@ from airflow.sdk.state import AssetScope, TaskScope
 from sqlalchemy import Engine
 
 from async_state import AsyncStateBackend, Settings
-from async_state.testing import FakeS3, fake_s3
+from async_state.testing import FakeS3, fake_s3, faults
 from tests import conftest  # noqa: F401 - for the environment of `main`
 from tests.cloud_servers import AzureServer, GcsServer
 from tests.programs.runner import Runner, runner
@@ -197,7 +197,15 @@ def sweep(story: Story) -> None:
 def commands(story: Story) -> None:
     url = "s3://airflow-state/prod"
     environment = options(url=url, owner="prod", compression="gzip", endpoint_url=story.server.url)
-    story.run("check", environment)
+    for _ in "well", "an option", "a bucket":
+        story.run("check", environment)
+    # As S3 says it of a wrong key; moto's server takes any.
+    reason = "The request signature we calculated does not match the signature you provided."
+    wrong = faults.error(403, "SignatureDoesNotMatch", reason, {"x-amz-request-id": "18EB6D22963E3AA1FEE0B03D"})
+    with story.server.failing(wrong):
+        story.run("check", environment)
+    for _ in "an endpoint", "a backend":
+        story.run("check", environment)
 
     def of(dag: str, task: str, map_index: int = -1) -> TaskScope:
         run = "scheduled__2026-11-24T06:00:00+00:00"
