@@ -67,7 +67,7 @@ test-clients: $(CLIENTS_VENV)/installed
 # Azure's blobs on Azurite, and Google Cloud Storage on fake-gcs-server: their own tests, and on both what every kind of
 # store has to pass.
 test-clouds: $(CLOUDS_VENV)/installed
-	$(CLOUDS_VENV)/bin/python -m pytest $(PARALLEL) tests/stores tests/backend tests/cli tests/sweep -k 'cloud or [gs or [az or -gs or -az'
+	$(CLOUDS_VENV)/bin/python -m pytest $(PARALLEL) tests/stores tests/backend tests/cli tests/sweep tests/project/test_commands.py -k 'cloud or [gs or [az or -gs or -az'
 
 # Whole deployments: LocalExecutor on SQLite, and CeleryExecutor with Redis, PostgreSQL and SeaweedFS where Debian's
 # redis-server and postgresql are installed. Ten minutes.

@@ -5,14 +5,23 @@ import os
 import runpy
 import sys
 import tempfile
+from typing import Any
 
 
 def main() -> None:
-    environment, arguments = json.loads(sys.argv[1])
+    environment, arguments, directory = json.loads(sys.argv[1])
     os.environ.clear()
     os.environ.update(environment)
-    # Of the environment before.
+    os.chdir(directory)
+    # Of the environment before, as is Airflow's database where airflow-core is installed.
     tempfile.tempdir = None
+    settings: Any = sys.modules.get("airflow.settings")
+    if settings is not None:
+        settings.configure_vars()
+        settings.engine = None
+    # As an interpreter has it that starts there.
+    output: Any = sys.stdout
+    output.reconfigure(line_buffering=output.isatty())
     sys.argv[1:] = arguments
     runpy.run_module("async_state", run_name="__main__", alter_sys=True)
 

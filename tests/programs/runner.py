@@ -85,7 +85,7 @@ class Command:
     ) -> None:
         self._runner = runner.warm
         self._output, self._complaints = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - `__exit__`
-        request = "\n".join(["command", json.dumps([dict(environment), arguments])])
+        request = "\n".join(["command", json.dumps([dict(environment), arguments, str(Path.cwd())])])
         with Path(os.devnull).open("rb") as nothing:
             given = nothing.fileno() if stdin is None else stdin
             files = [given, self._output.fileno(), self._complaints.fileno()]

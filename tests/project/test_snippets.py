@@ -1,6 +1,7 @@
 """Every snippet of README and the pages: Python is run, configurations are loaded, commands are parsed.
 
-What the commands print is shown by tests/cli and tests/sweep. `make test-docs` runs the quick start itself.
+`test_commands` runs the commands as well, and compares what they print; only parsed are those in the text, and make's.
+`make test-docs` runs the quick start itself.
 """
 
 from __future__ import annotations
