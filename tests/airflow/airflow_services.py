@@ -59,7 +59,6 @@ class Services:
     def __post_init__(self) -> None:
         self._port = free_port()
         self._processes: dict[str, Process] = {}
-        self._abandoned = False
         for directory in (self.logs, self.printed, self.home / "dags"):
             directory.mkdir(parents=True)
         if self.dag_file is not None:
@@ -84,6 +83,8 @@ class Services:
             "AIRFLOW__CORE__PARALLELISM": "4",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+            # Each of them would load all migrations that there are, for half a second.
+            "AIRFLOW__DATABASE__CHECK_MIGRATIONS": "False",
             # The port at which the scheduler serves task logs is the same for every Airflow on a machine.
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
             # Five seconds would do, but not on a machine that has more to do than this.
@@ -196,10 +197,6 @@ class Services:
             _kill(self._processes.pop(name))
         return ended
 
-    def abandon(self) -> None:
-        """Make whatever waits for the services, on another thread, give up."""
-        self._abandoned = True
-
     def get(self, path: str, **parameters: str | int) -> Any:
         """Return what the public REST API answers, below ``/api/v2``."""
         return self._api.get(f"/api/v2/{path}", params=parameters).raise_for_status().json()
@@ -236,7 +233,9 @@ class Services:
     def asset_events(self) -> list[Any]:
         """Return what watchers have told so far, as events of their assets, in order."""
         with contextlib.closing(sqlite3.connect(self.database)) as connection:
-            rows = connection.execute("SELECT extra FROM asset_event ORDER BY id").fetchall()
+            # Those of tasks have one.
+            query = "SELECT extra FROM asset_event WHERE source_task_id IS NULL ORDER BY id"
+            rows = connection.execute(query).fetchall()
         return [json.loads(extra)["payload"] for (extra,) in rows]
 
     def cells(self) -> Iterator[tuple[str, str]]:
@@ -272,7 +271,6 @@ class Services:
         while time.monotonic() < deadline:
             if found := answer():
                 return found
-            assert not self._abandoned, f"{what} is no longer waited for"
             for name, process in self._processes.items():
                 assert process.poll() is None, f"{name} ended with {process.returncode}\n{self.tails()}"
             time.sleep(_POLL_SECONDS)

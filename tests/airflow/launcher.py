@@ -1,7 +1,8 @@
 """Starts Airflow's commands as forks of one process that has imported the libraries that Airflow imports.
 
 That is most of what a command's start takes. Of Airflow itself it imports nothing: that reads its configuration
-meanwhile, and each command has its own. As a program, it is given a socket from which it takes what to start.
+meanwhile, and each command has its own. As a program, it is given a socket from which it takes what to start. The
+commands serve Airflow's execution API in its newest version alone.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from tests.airflow import newest_version
+
 _COMMAND: Final = Path(__file__).parent / "airflow_command.py"
+_ROOT: Final = Path(__file__).parents[2]
 _LARGEST_REQUEST: Final = 128 * 1024
 #: Most of the time of Airflow's imports. What Airflow stops importing one day costs time here, and nothing else.
 _LIBRARIES: Final = (
     "alembic",
-    "cadwyn",
     "dill",
     "fastapi",
     "fsspec",
@@ -109,7 +112,8 @@ def _launcher() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         launcher = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())],
+            [sys.executable, "-m", __name__, str(theirs.fileno())],
+            cwd=_ROOT,
             env={"PATH": os.environ["PATH"]},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -131,6 +135,7 @@ def main() -> None:
         for library in _LIBRARIES:
             with contextlib.suppress(ImportError):
                 importlib.import_module(library)
+        newest_version.build_it_alone()
     assert not [name for name in sys.modules if name.partition(".")[0] == "airflow"]
     assert threading.active_count() == 1
     gc.freeze()

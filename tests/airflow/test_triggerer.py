@@ -1,17 +1,15 @@
 """The backend in Airflow's own triggerer: an asset's watcher, and a task that defers.
 
-Every request to S3 takes half a second here. `print` shows how long the triggerer's loop stood still (pytest -s);
-asserted is only what tells a loop that waits for a request from one that does not. bench/triggerer.py measures.
+It is on the workers' side alone, so what test_airflow_services.py tests with it on both sides is tested here as well.
+Every request of a trigger's to S3 takes half a second. `print` shows how long the triggerer's loop stood still (pytest
+-s); asserted is only what tells a loop that waits for a request from one that does not. bench/triggerer.py measures.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
 import threading
 import time
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,20 +17,52 @@ from typing import Any, Final
 import pytest
 
 from async_state.testing import Answer, FakeS3, Request
-from tests.airflow.airflow_services import Services, migrated
+from tests.airflow.airflow_services import migrated
+from tests.airflow.deployment import (
+    DAG,
+    RUN,
+    TASK,
+    TASK_VALUES,
+    Deployment,
+    everything,
+    stored,
+    value_objects,
+)
+
+# What holds with the backend on either side.
+from tests.airflow.test_airflow_services import (
+    test_a_refused_write_is_explained_in_the_tasks_log as test_a_refused_write_is_explained_in_the_tasks_log,
+)
+from tests.airflow.test_airflow_services import (
+    test_all_tasks_succeed_and_the_refused_one_is_retried as test_all_tasks_succeed_and_the_refused_one_is_retried,
+)
+from tests.airflow.test_airflow_services import (
+    test_credentials_are_used_and_found_nowhere as test_credentials_are_used_and_found_nowhere,
+)
+from tests.airflow.test_airflow_services import (
+    test_every_tasks_messages_are_searched as test_every_tasks_messages_are_searched,
+)
+from tests.airflow.test_airflow_services import (
+    test_the_search_finds_what_is_there as test_the_search_finds_what_is_there,
+)
+from tests.airflow.test_airflow_services import (
+    test_values_are_in_the_bucket_and_nowhere_else as test_values_are_in_the_bucket_and_nowhere_else,
+)
 from tests.airflow.triggers.watching import VALUE
-from tests.servers import s3_client
 
 ROOT: Final = Path(__file__).parents[2]
-BUCKET: Final = "state"
-RUN: Final = "manual__2026-01-01T00:00:00+00:00"
 ROUNDS: Final = 2
 REQUEST_SECONDS: Final = 0.5
 # A loop that waits for one request stands still for twice as long.
 MOST_STANDSTILL_MS: Final = 250
 EVENT_SECONDS: Final = 600.0
-#: What the names of the packaged examples' objects have in common. Their requests take no longer than they do.
+#: What the names of the packaged examples' objects have in common.
 EXAMPLES: Final = "/async_state_"
+#: What is in the names of the objects of those, and of the DAG that uses no trigger. Their requests take no longer than
+#: they do.
+QUICK: Final = (EXAMPLES, DAG, "orders", "returns")
+#: What is in the names of the objects of the triggers and of the tasks that defer.
+OF_TRIGGERS: Final = (EXAMPLES, "/measured/", "/deferring/")
 FILE: Final = "2026-01-01.csv"
 CURSOR: Final = "v1/asset/name/async_state_files/worker/cursor"
 
@@ -42,6 +72,7 @@ class Outcome:
     """What the triggerers and the deferring task left behind.
 
     Attributes:
+        deployment: the services, in which the DAG that uses no trigger has run as well.
         events: what the watchers told.
         ended: what the triggerers ended with, on SIGTERM.
         stopped: seconds that took.
@@ -53,6 +84,7 @@ class Outcome:
         logs: all log files' text, by path.
     """
 
+    deployment: Deployment
     events: list[Any] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     stopped: list[float] = field(default_factory=list)
@@ -67,9 +99,22 @@ class Outcome:
 @pytest.fixture(scope="module")
 def outcome(moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """Run two triggerers, one after the other, and the deferring task with the second."""
-    prefix = uuid.uuid4().hex
     holding, release = threading.Event(), threading.Event()
-    found = Outcome()
+    deployment = Deployment(
+        tmp_path_factory.mktemp("triggerer"),
+        moto_server,
+        migrated(shared_directory),
+        both_sides=False,
+        common={
+            "PYTHONPATH": str(ROOT),
+            "TRIGGERER_ROUNDS": str(ROUNDS),
+            # Below a request's time, and far above what blocks the loop on a quiet machine.
+            "AIRFLOW__TRIGGERER__BLOCKED_MAIN_THREAD_WARNING_THRESHOLD": "0.45",
+        },
+        other_objects=OF_TRIGGERS,
+    )
+    services = deployment.services
+    found = Outcome(deployment)
     gathered: list[Request] = []
 
     def delay(request: Request) -> Answer | None:
@@ -77,8 +122,8 @@ def outcome(moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytes
             holding.set()
             release.wait(EVENT_SECONDS)
             return None
-        if EXAMPLES in request.path:
-            return None
+        if any(part in f"{request.path}?{request.query}" for part in QUICK):
+            return deployment.refuse_once(request)
         found.slow_requests += 1
         counted = request.method == "PUT" and "/gathered" in request.path
         if counted:
@@ -88,19 +133,6 @@ def outcome(moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytes
         if counted:
             gathered.remove(request)
         return None
-
-    services = Services(
-        tmp_path_factory.mktemp("triggerer") / "airflow",
-        ROOT / "tests" / "airflow" / "triggers" / "dags.py",
-        common={"PYTHONPATH": str(ROOT), "TRIGGERER_ROUNDS": str(ROUNDS)},
-        worker={
-            **moto_server.environment,
-            "AIRFLOW__WORKERS__STATE_STORE_BACKEND": "async_state.AsyncStateBackend",
-            "AIRFLOW__ASYNC_STATE__URL": f"s3://{BUCKET}/{prefix}",
-            # Below a request's time, and far above what blocks the loop on a quiet machine.
-            "AIRFLOW__TRIGGERER__BLOCKED_MAIN_THREAD_WARNING_THRESHOLD": "0.45",
-        },
-    )
 
     def stop(triggerer: str) -> None:
         begun = time.monotonic()
@@ -114,19 +146,23 @@ def outcome(moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytes
         services.run_dag(dag_id, RUN, {})
         return services.get(f"dags/{dag_id}/dagRuns/{RUN}/taskInstances/{task_id}/xcomEntries/return_value")["value"]
 
-    for example in "async_state_trigger.py", "async_state_watcher.py":
-        shutil.copy(ROOT / "src" / "async_state" / "example_dags" / example, services.home / "dags")
-    shutil.copy(migrated(shared_directory), services.database)
+    for dags in (
+        ROOT / "tests" / "airflow" / "triggers" / "dags.py",
+        ROOT / "src" / "async_state" / "example_dags" / "async_state_trigger.py",
+        ROOT / "src" / "async_state" / "example_dags" / "async_state_watcher.py",
+    ):
+        shutil.copy(dags, services.home / "dags")
+    (services.home / "inbox").mkdir()
+    (services.home / "inbox" / FILE).touch()
     moto_server.intercept = delay
     try:
         with services.running(triggerer="triggerer-1"):
+            deployment.run_dag()
+            found.example_returned = run("async_state_trigger", "pages")
             services.wait_for("the watcher's events", EVENT_SECONDS, lambda: len(told()) >= 2)
             services.wait_for("a request that is held", EVENT_SECONDS, holding.is_set)
-            found.example_returned = run("async_state_trigger", "pages")
-            (services.home / "inbox").mkdir()
-            (services.home / "inbox" / FILE).touch()
             services.wait_for("the event of a file", EVENT_SECONDS, lambda: FILE in services.asset_events())
-            services.wait_for("its cursor", EVENT_SECONDS, lambda: stored(moto_server, f"{prefix}/{CURSOR}"))
+            services.wait_for("its cursor", EVENT_SECONDS, lambda: everything(deployment, CURSOR))
             stop("triggerer-1")
             services.start_triggerer("triggerer-2")
             found.returned = run("deferring", "deferring")
@@ -136,7 +172,7 @@ def outcome(moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytes
     finally:
         moto_server.intercept = None
         release.set()
-    found.objects = stored(moto_server, prefix)
+    found.objects = everything(deployment)
     found.logs = {str(p.relative_to(services.home)): p.read_text(errors="replace") for p in services.log_files()}
     print_figures(found)
     # pytest shows what was printed if a test fails, and only then.
@@ -144,12 +180,11 @@ def outcome(moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytes
     return found
 
 
-def stored(moto: FakeS3, prefix: str) -> dict[str, Any]:
-    """Return every object below the prefix, by name, read with another client than the backend's."""
-    with contextlib.closing(s3_client(moto.url)) as client:
-        names = [item["Key"] for item in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", ())]
-        bodies = [client.get_object(Bucket=BUCKET, Key=name)["Body"].read() for name in names]
-    return {name.removeprefix(f"{prefix}/"): json.loads(body) for name, body in zip(names, bodies, strict=True)}
+@pytest.fixture
+def deployment(outcome: Outcome) -> Deployment:
+    # As above.
+    print(outcome.deployment.services.tails())
+    return outcome.deployment
 
 
 def print_figures(outcome: Outcome) -> None:
@@ -175,7 +210,7 @@ def test_watcher_reads_what_it_wrote(outcome: Outcome) -> None:
 def test_values_are_in_the_bucket_and_deleted_ones_are_not(outcome: Outcome) -> None:
     asset = "v1/asset/name/measured/worker"
     task = f"v1/task/deferring/{RUN.replace('+', '%2B')}/deferring/-1/worker"
-    others = ("endless", "cursor", EXAMPLES)
+    others = ("endless", "cursor", *QUICK)
     values = {name: value for name, value in outcome.objects.items() if not any(part in name for part in others)}
     # The deployment, as each triggerer and the scheduler have found it.
     assert values.pop("v1/owner")["database"].endswith("/airflow/airflow.db")
@@ -237,3 +272,41 @@ def test_the_example_of_a_watcher_keeps_its_cursor(outcome: Outcome) -> None:
 @pytest.mark.parametrize("complaint", ["Unclosed", "never awaited", "different loop", "Task was destroyed"])
 def test_nothing_in_any_log_complains(outcome: Outcome, complaint: str) -> None:
     assert not [name for name, text in outcome.logs.items() if complaint in text]
+
+
+def test_backend_on_the_workers_side_stores_values_alone(deployment: Deployment) -> None:
+    assert stored(deployment) == value_objects(deployment)
+
+
+def test_airflows_rest_api_lists_readable_references(deployment: Deployment) -> None:
+    listed = {scope: deployment.answers[scope]["task_state_store"] for scope, _ in TASK_VALUES}
+    values = {(scope, entry["key"]): entry["value"] for scope, entries in listed.items() for entry in entries}
+    task = f"{deployment.url}/v1/task/state_services/manual__2026-01-01T00:00:00%2B00:00"
+    refs = {
+        (f"{TASK}/basics/-1", "report/eu west"): f"{task}/basics/-1/worker/report%2Feu%20west",
+        (f"{TASK}/basics/-1", "watermark"): f"{task}/basics/-1/worker/watermark",
+        (f"{TASK}/mapped/0", "index"): f"{task}/mapped/0/worker/index",
+        (f"{TASK}/mapped/0", "other"): f"{task}/mapped/0/worker/other",
+        (f"{TASK}/mapped/1", "after"): f"{task}/mapped/1/worker/after",
+        (f"{TASK}/retried/-1", "denied"): f"{task}/retried/-1/worker/denied",
+        (f"{TASK}/retried/-1", "progress"): f"{task}/retried/-1/worker/progress",
+    }
+    assert values == {key: {"__airflow_state_ref__": deployment.named(ref)} for key, ref in refs.items()}
+
+
+def test_airflows_rest_api_lists_readable_references_of_assets(deployment: Deployment) -> None:
+    values = {
+        (asset, entry["key"]): entry["value"]
+        for asset in ("orders", "returns")
+        for entry in deployment.answers[asset]["asset_state_store"]
+    }
+    refs = {
+        ("orders", "cursor"): f"{deployment.url}/v1/asset/name/orders/worker/cursor",
+        ("returns", "by uri"): f"{deployment.url}/v1/asset/uri/s3:%2F%2Freturns%2Fdaily/worker/by%20uri",
+    }
+    assert values == {key: {"__airflow_state_ref__": ref} for key, ref in refs.items()}
+
+
+def test_references_are_in_the_database_where_values_are_not(deployment: Deployment) -> None:
+    assert "row task_state_store.value" in deployment.found(f"{deployment.url}/{TASK}/basics/-1/worker/watermark")
+    assert "row asset_state_store.value" in deployment.found(f"{deployment.url}/v1/asset/name/orders/worker/cursor")

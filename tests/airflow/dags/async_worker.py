@@ -27,6 +27,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+_ROOT = Path(__file__).parents[3]
 _AT_ONCE = 3
 _RUN_SECONDS = 600.0
 _POLL_SECONDS = 0.2
@@ -61,6 +62,7 @@ def environment_of(home: Path) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
+        "PYTHONPATH": str(_ROOT),
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -100,11 +102,13 @@ def _prepare() -> None:
     from airflow.sdk import plugins_manager
     from airflow.sdk.execution_time.supervisor import in_process_api_server
     from airflow.utils.db import initdb
+    from tests.airflow import newest_version
 
     from airflow import settings
     from async_state import Settings
     from async_state.stores import prepare
 
+    newest_version.build_it_alone()
     initdb()
     manager = DagBundlesManager()  # type: ignore[no-untyped-call]
     manager.sync_bundles_to_db()

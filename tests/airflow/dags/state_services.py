@@ -1,4 +1,4 @@
-"""Every operation on state, in tasks that Airflow's services run: see tests.airflow.test_airflow_services."""
+"""Every operation on state, in tasks that Airflow's services run: see tests/airflow/deployment.py."""
 
 from __future__ import annotations
 
