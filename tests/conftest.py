@@ -60,6 +60,7 @@ del os.environ["_AIRFLOW__AS_LIBRARY"]
 
 from async_state import AsyncStateBackend, Settings  # noqa: E402
 from async_state.testing import FakeS3, fake_s3  # noqa: E402
+from async_state.testing.server import hang_up  # noqa: E402
 from tests.cloud_servers import AzureServer, GcsServer, ServerMissing  # noqa: E402
 from tests.programs.runner import Runner, runner  # noqa: E402
 
@@ -91,7 +92,8 @@ def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[FakeS3]:
     """moto's S3 server, with the bucket ``state``."""
-    with fake_s3(["state"]) as server:
+    # As S3 does; a connection for each request would take as much of the processor again as the request.
+    with fake_s3(["state"], keep_alive=True) as server:
         yield server
 
 
@@ -101,6 +103,16 @@ def moto(moto_server: FakeS3) -> Iterator[FakeS3]:
     moto_server.requests.clear()
     yield moto_server
     moto_server.intercept = None
+
+
+@pytest.fixture(scope="module")
+def nothing_kept_alive(moto_server: FakeS3) -> Iterator[None]:
+    """Let the server close each connection after its answer, for tests that wait until none is open."""
+    moto_server.keep_alive = False
+    # Other modules' backends may have kept some.
+    hang_up(moto_server)
+    yield
+    moto_server.keep_alive = True
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,13 @@ REGION = "us-east-1"
 
 @dataclass
 class FakeS3(FakeServer):
-    """A running server of S3."""
+    """A running server of S3.
+
+    Attributes:
+        keep_alive: take further requests on a connection, as S3 does. Otherwise each takes one.
+    """
+
+    keep_alive: bool = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -47,12 +53,12 @@ def fake_s3(buckets: Iterable[str] = ("state",), *, keep_alive: bool = False) ->
 
     Parameters:
         buckets: the buckets that exist; all others, and all objects, are forgotten.
-        keep_alive: take further requests on a connection, as S3 does. Otherwise each takes one.
+        keep_alive: what `FakeS3.keep_alive` is at first.
     """
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
-    server = FakeS3()
+    server = FakeS3(keep_alive=keep_alive)
     moto = DomainDispatcherApplication(create_backend_app)
     s3 = create_backend_app("s3")
     moto_lock = threading.Lock()
@@ -88,7 +94,7 @@ def fake_s3(buckets: Iterable[str] = ("state",), *, keep_alive: bool = False) ->
                 server._closed(self.connection)
 
         def run_wsgi(self) -> None:
-            self.close_connection = self.close_connection or not keep_alive
+            self.close_connection = self.close_connection or not server.keep_alive
             if self.headers.get("Expect", "").lower() == "100-continue":
                 self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             environ = self.make_environ()

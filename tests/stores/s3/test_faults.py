@@ -32,6 +32,8 @@ from async_state.testing.contract import Calls
 from async_state.testing.faults import Fault
 from tests.programs.wire import PATIENCE
 
+pytestmark = pytest.mark.usefixtures("nothing_kept_alive")
+
 SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]
 

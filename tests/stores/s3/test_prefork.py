@@ -23,6 +23,7 @@ from async_state.errors import StoreAccessError, StoreError
 from async_state.stores import prepare
 from async_state.stores.s3 import bucket, client, prefork
 from async_state.testing import FakeS3, Request, faults
+from async_state.testing.server import hang_up
 from tests.programs.wire import PATIENCE
 from tests.stores.s3.direct import went_directly
 
@@ -171,6 +172,8 @@ def test_another_config_file_is_not_what_was_prepared(
 @pytest.mark.anyio
 async def test_an_operation_outlives_a_close(prepared: Settings, moto: FakeS3, task: TaskScope) -> None:
     """Its connections are closed when it is done, and the next one opens others."""
+    # Those that other tests' backends keep.
+    hang_up(moto)
     arrived, closed = threading.Event(), threading.Event()
 
     def hold_back(_: Request) -> None:

@@ -25,7 +25,7 @@ from async_state.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from async_state.testing import Answer, FakeS3, Request
+from async_state.testing import Answer, FakeS3, faults
 from async_state.testing.faults import Exchange, Fault
 from tests import servers
 from tests.programs.wire import PATIENCE
@@ -415,15 +415,11 @@ def test_damaged_objects(
 
 def test_a_body_that_is_cut_off(on_moto: AsyncStateBackend, moto: FakeS3, task: TaskScope) -> None:
     ref = store(on_moto, task, "k", "x" * 1000)
-
-    def cut(request: Request) -> Answer:
-        return "200 OK", [("Content-Length", "1002"), ("Content-Type", "application/json")], b'"xxx'
-
-    moto.intercept = cut
-    with pytest.raises(StoreError) as caught:
+    # Without the object's checksum.
+    whole = faults.respond("200 OK", {"Content-Type": "application/json"}, b'"' + b"x" * 1000 + b'"')
+    with moto.failing(faults.truncated_body(whole, missing=998)), pytest.raises(StoreError) as caught:
         on_moto.deserialize_task_state_store_from_ref(ref)
     assert ref in str(caught.value)
-    moto.intercept = None
     assert on_moto.deserialize_task_state_store_from_ref(ref) == "x" * 1000
 
 
