@@ -50,6 +50,10 @@ LEFT_OUT = --ignore tests/bench --ignore tests/clients --ignore tests/deployment
 demo: $(VENV)/installed
 	$(BIN)/python -m demo
 
+# What is imported is compiled once, also where the machine says otherwise: each of the suite's processes would compile the
+# tests for itself, and each that they start the package.
+export PYTHONDONTWRITEBYTECODE =
+
 # Types, style, and every test. One test alone takes seconds:
 # .venv/bin/python -m pytest tests/stores/s3/test_s3.py -k takes_one_request
 test: $(VENV)/installed
