@@ -67,6 +67,11 @@ from tests.programs.runner import Runner, runner  # noqa: E402
 _Server = TypeVar("_Server")
 
 
+def pytest_unconfigure() -> None:
+    """Delete what this process made, as a process of xdist ends without functions of `atexit`."""
+    shutil.rmtree(_home, ignore_errors=True)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Spare runs without hypothesis's tests the second that its plugin takes to import it for its summary."""
     if "hypothesis" not in sys.modules and session.config.pluginmanager.has_plugin("hypothesispytest"):
