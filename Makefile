@@ -71,7 +71,7 @@ test-clients: $(CLIENTS_VENV)/installed
 # Azure's blobs on Azurite, and Google Cloud Storage on fake-gcs-server: their own tests, and on both what every kind of
 # store has to pass.
 test-clouds: $(CLOUDS_VENV)/installed
-	$(CLOUDS_VENV)/bin/python -m pytest $(PARALLEL) tests/stores tests/backend tests/cli tests/sweep tests/project/test_commands.py -k 'cloud or [gs or [az or -gs or -az'
+	$(CLOUDS_VENV)/bin/python -m pytest $(PARALLEL) tests/stores tests/backend tests/cli tests/sweep tests/docs/test_commands.py -k 'cloud or [gs or [az or -gs or -az'
 
 # Whole deployments: LocalExecutor on SQLite, and CeleryExecutor with Redis, PostgreSQL and SeaweedFS where Debian's
 # redis-server and postgresql are installed. Ten minutes.
@@ -110,8 +110,8 @@ bench-clouds: $(BENCH_CLOUDS_VENV)/installed
 docs: $(DOCS_VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
-# Every page in a browser, which has to be installed (Debian's chromium), and the quick start on one machine, as its page
-# has it. Two minutes.
+# Every page in a browser, which has to be installed (Debian's chromium), the commands of all pages, which have to print what
+# the pages show, and the quick start on one machine, as its page has it. Three minutes.
 test-docs: docs $(VENV)/installed
 	$(DOCS_VENV)/bin/python -m tests.docs.browser
 	$(BIN)/python -m pytest tests/docs

@@ -1,7 +1,6 @@
 """Every snippet of README and the pages: Python is run, configurations are loaded, commands are parsed.
 
-`test_commands` runs the commands as well, and compares what they print; only parsed are those in the text, and make's.
-`make test-docs` runs the quick start itself.
+`make test-docs` runs the commands as well (`tests/docs/test_commands.py`), and the quick start as a whole.
 """
 
 from __future__ import annotations

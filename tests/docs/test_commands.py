@@ -1,7 +1,7 @@
 """The commands of README and the pages are run, and print what the pages show under them.
 
 Each page has a story here: it makes the objects and rows that the page is about, and runs the page's commands in their
-order. `python -m tests.project.test_commands` writes what they print into the pages.
+order. `python -m tests.docs.test_commands` writes what they print into the pages.
 
 Every command in a block of ``console`` is run, and every ``airflow async-state`` in one of ``sh``. These are left out:
 
@@ -37,8 +37,8 @@ from async_state import AsyncStateBackend, Settings
 from async_state.testing import FakeS3, fake_s3, faults
 from tests import conftest  # noqa: F401 - for the environment of `main`
 from tests.cloud_servers import AzureServer, GcsServer
+from tests.docs.commands import SHOWN, Shown, Terminal, comparable
 from tests.programs.runner import Runner, runner
-from tests.project.commands import SHOWN, Shown, Terminal, comparable
 from tests.project.test_snippets import PAGES, SNIPPETS
 from tests.servers import s3_client
 from tests.sweep import test_database
