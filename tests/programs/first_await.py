@@ -31,5 +31,7 @@ if __name__ == "__main__":
     for function in blockbuster.functions.values():
         # The one loop that may be kept waiting, by a configuration file and the like: nobody shares it.
         function.can_block_in("async_state/iothread.py", "_main")
+        # Nor does anybody wait for a line to the test.
+        function.can_block_in("tests/programs/common.py", "say")
     blockbuster.activate()
     asyncio.run(main())
