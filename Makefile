@@ -41,7 +41,11 @@ BESIDE = 'apache-airflow[celery]==3.3.2' 'apache-airflow-providers-amazon[s3fs]'
 # In their order, as those of whole Airflows come first then, and not alone at the end.
 PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-# They take minutes, and need more packages.
+# What is imported is compiled once, also where the machine says otherwise: each of the suite's processes would compile the
+# tests for itself, and each that they start the package.
+export PYTHONDONTWRITEBYTECODE =
+
+# They take minutes, need more packages, or hold the pages against what they show: each has a target of its own.
 LEFT_OUT = --ignore tests/bench --ignore tests/clients --ignore tests/deployment --ignore tests/docs
 
 .PHONY: demo test suite test-bench test-clients test-clouds test-deployment test-next test-floor mutants lint docs test-docs package test-package test-wheel audit workflows bench bench-quick bench-clouds clean
@@ -49,10 +53,6 @@ LEFT_OUT = --ignore tests/bench --ignore tests/clients --ignore tests/deployment
 # Runs the proposal's DAGs in a real Airflow and shows what is stored where.
 demo: $(VENV)/installed
 	$(BIN)/python -m demo
-
-# What is imported is compiled once, also where the machine says otherwise: each of the suite's processes would compile the
-# tests for itself, and each that they start the package.
-export PYTHONDONTWRITEBYTECODE =
 
 # Types, style, and every test. One test alone takes seconds:
 # .venv/bin/python -m pytest tests/stores/s3/test_s3.py -k takes_one_request

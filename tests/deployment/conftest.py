@@ -47,7 +47,7 @@ class Deployment:
 
     @contextlib.contextmanager
     def store(self) -> Iterator[Any]:
-        with contextlib.closing(s3_client(self.endpoint, ACCESS_KEY, SECRET_KEY)) as s3:
+        with contextlib.closing(s3_client(self.endpoint)) as s3:
             yield s3
 
     def value(self, name: str) -> Any:
