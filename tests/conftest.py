@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests import cloud_servers, servers
+from tests import botocore_sessions, cloud_servers, servers
 
 # Until all tests are imported: what is imported stays, and a collection takes a second.
 gc.disable()
@@ -99,6 +99,7 @@ def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[FakeS3]:
     """moto's S3 server, with the bucket ``state``."""
+    botocore_sessions.remember()
     # As S3 does; a connection for each request would take as much of the processor again as the request.
     with fake_s3(["state"], keep_alive=True) as server:
         yield server
@@ -125,6 +126,7 @@ def nothing_kept_alive(moto_server: FakeS3) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def rclone_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """rclone's S3 server, with the bucket ``state``."""
+    botocore_sessions.remember()
     directory = tmp_path_factory.mktemp("rclone") / "buckets"
     (directory / "state").mkdir(parents=True)
     with servers.rclone_s3(directory) as url:
