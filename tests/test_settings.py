@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -22,6 +22,42 @@ from async_state.errors import ConfigurationError, UntrustedRefError
 from async_state.settings import _at_least, _option, default_url, options, problems
 
 BUCKET = "s3://bucket/prefix"
+
+
+class Airflow(NamedTuple):
+    """What Airflow's commands show, run one after the other in an interpreter with an empty ``AIRFLOW_HOME``."""
+
+    home: Path
+    config: str
+    providers: str
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Airflow:
+    home = tmp_path_factory.mktemp("airflow") / "home"
+    commands = [
+        ["config", "list", "--section", "async_state", "--show-values", "--include-descriptions"],
+        ["providers", "list", "--output", "json"],
+    ]
+    program = """
+import contextlib, io, json, sys
+from airflow.__main__ import main
+shown = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        main()
+    shown.append(output.getvalue())
+print(json.dumps(shown))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "AIRFLOW_HOME": str(home)},
+    )
+    return Airflow(home, *json.loads(done.stdout.splitlines()[-1]))
 
 
 def from_environment(monkeypatch: pytest.MonkeyPatch, **options: str) -> Settings:
@@ -401,10 +437,10 @@ def test_a_configuration_that_can_not_list_its_options_is_read(monkeypatch: pyte
         Settings.from_conf(FixedConf({"url": BUCKET}))
 
 
-def test_the_default_url_is_frozen_in_no_file(tmp_path: Path) -> None:
+def test_the_default_url_is_frozen_in_no_file(airflow: Airflow, tmp_path: Path) -> None:
     """A generated ``airflow.cfg``, moved with its ``AIRFLOW_HOME``, leads to the new home."""
-    old, new = tmp_path / "old", tmp_path / "new"
-    airflow("config", "get-value", "core", "executor", AIRFLOW_HOME=str(old))
+    old, new = airflow.home, tmp_path / "new"
+    # The others have their answers.
     old.rename(new)
     generated = (new / "airflow.cfg").read_text()
     assert "[async_state]" in generated
@@ -497,14 +533,8 @@ def test_the_default_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None
     assert not caplog.records
 
 
-def airflow(*arguments: str, **environment: str) -> str:
-    command = [sys.executable, "-m", "airflow", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
-    return done.stdout
-
-
-def test_airflow_config_list_shows_every_option_with_default_and_description() -> None:
-    shown = airflow("config", "list", "--section", "async_state", "--show-values", "--include-descriptions")
+def test_airflow_config_list_shows_every_option_with_default_and_description(airflow: Airflow) -> None:
+    shown = airflow.config
     listed = dict(re.findall(r"^([a-z0-9_]+) = (.*)$", shown, re.MULTILINE))
     assert listed.keys() == {option.name for option in dataclasses.fields(Settings)}
     assert listed["url"] == ""
@@ -525,8 +555,8 @@ class FixedConf:
         return self._options.get(option, fallback)
 
 
-def test_airflow_knows_the_provider() -> None:
-    providers = json.loads(airflow("providers", "list", "--output", "json"))
+def test_airflow_knows_the_provider(airflow: Airflow) -> None:
+    providers = json.loads(airflow.providers)
     assert any(p["package_name"] == "airflow-async-state" for p in providers)
 
 
