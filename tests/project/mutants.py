@@ -38,6 +38,12 @@ EQUIVALENT: dict[str, str] = {
     "more = unpacker.decompress(unpacker.unconsumed_tail, 2)": "two bytes more tell the same as one",
     "text: bytes = zstandard.ZstdDecompressor().decompress(body, allow_extra_data=None)": "it is as false as False",
     "broken.append(None)": "no batch is empty, so the error of each name in it is raised before",
+    'home, expanded = "XXXX", os.environ.get("AIRFLOW_HOME", "~/airflow")': "the first of them is replaced at once",
+    "usable = None": "it is as false as False",
+    r'if not usable or not url.isascii() or re.search(r"[\s\0-\x1F?#]", url):': "a code's digits may be in either case",
+    'schemes = {base.rpartition("://")[0]: option for option in _BASES for base in _listed(getattr(self, option))}': (
+        "no URL of a cloud has two of them"
+    ),
     'return quote(text, safe="XX:XX").replace("~", "%7E")': "a letter is never quoted",
 }
 
