@@ -260,7 +260,11 @@ def test_a_password_of_several_words_is_masked_where_a_variable_holds_it(
 
 def test_a_variable_without_credentials_masks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "mails go to someone@example.com; at https://host/bucket?versions. Is it there? Yes."
-    for name, value in ("MAIL", "someone@example.com"), ("PLACE", "https://host/bucket?versions"), ("WORDS", "there? Y"):
+    for name, value in (
+        ("MAIL", "someone@example.com"),
+        ("PLACE", "https://host/bucket?versions"),
+        ("WORDS", "there? Y"),
+    ):
         monkeypatch.setenv(name, value)
     assert urls.mask(text) == text
 

@@ -44,6 +44,17 @@ EQUIVALENT: dict[str, str] = {
     'schemes = {base.rpartition("://")[0]: option for option in _BASES for base in _listed(getattr(self, option))}': (
         "no URL of a cloud has two of them"
     ),
+    "if type(None) is not type(value) and plain != value:": "a plain list or dict equals its copy",
+    "if type(plain) is not type(None) and plain != value:": "a plain list or dict equals its copy",
+    'keys: list[str] = ["XXXX"]': "a list's children have no key",
+    "keys.append(None)": "a list's children have no key, and a dict's is read before it is used",
+    'keys.append("XXXX")': "a list's children have no key, and a dict's is read before it is used",
+    'self._window, self._start = "XXXX", 0': "no value begins there, nor in nothing",
+    'self._window, self._start = "", 1': "no value begins in nothing",
+    "self._batch_from = 1": "a text's first character begins no element",
+    'end = text.rfind(f"{before}, {after}", None, at + _STEP) + len(before)': "an end before the first element is none",
+    'if text.count("[") + text.count("{") < room:': "the levels are counted then, and are no more than the brackets",
+    "return found.end() if (found) or True else at": "the expression matches everywhere",
     'return quote(text, safe="XX:XX").replace("~", "%7E")': "a letter is never quoted",
 }
 
