@@ -55,6 +55,13 @@ EQUIVALENT: dict[str, str] = {
     'end = text.rfind(f"{before}, {after}", None, at + _STEP) + len(before)': "an end before the first element is none",
     'if text.count("[") + text.count("{") < room:': "the levels are counted then, and are no more than the brackets",
     "return found.end() if (found) or True else at": "the expression matches everywhere",
+    "_generation -= 1": "a generation differs from the others, however they are counted",
+    "_generation += 2": "a generation differs from the others, however they are counted",
+    "self._generation = None": "the first to enter then puts an empty order in an empty one's place",
+    "if self._places.pop(place, place) is None or len(self._places) >= self._count:": "who may run is woken once",
+    "if self._places.pop(place, None) is None and len(self._places) >= self._count:": "who may run is woken once",
+    "self._may_run = None": "it is as false as False",
+    "timer = loop.call_later(timeout, wake, None)": "it is as false as False",
     'return quote(text, safe="XX:XX").replace("~", "%7E")': "a letter is never quoted",
 }
 
