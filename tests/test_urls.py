@@ -62,6 +62,7 @@ def test_a_base_has_no_slash_at_its_end(url: str, base: str) -> None:
             for name in ("co", "c" * 64, "-container", "container-", "con--tainer", "Container", "con_tainer", "$root")
         ],
         (urls.check_base, "az://con/..", "the prefix may hold letters, digits and !_.*'()=:@- only, not '..'"),
+        (urls.check_base, "az://con/a//b", "must not have two slashes in a row in the prefix: 'az://con/a//b'"),
         (urls.check_account, "a2", "must be the name of a storage account, 3 to 24 lower-case letters and digits"),
         (urls.check_account, "a" * 25, "must be the name of a storage account, 3 to 24 lower-case letters and digits"),
         (urls.check_base, "s3://c@b", "must not hold credentials or a connection id; see [async_state] aws_conn_id"),
@@ -117,6 +118,13 @@ def test_what_is_wrong_with_a_url_is_said(check: Callable[[str], str], url: str,
 )
 def test_bases_up_to_the_limits_are_taken(url: str) -> None:
     assert urls.check_base(url) == url
+
+
+def test_which_option_names_the_connection_of_a_store() -> None:
+    options = {
+        base: urls.connection_option(base) for base in ("s3://b/p", "gs://b", "az://c", "file:///p", "memory://")
+    }
+    assert list(options.values()) == ["aws_conn_id", "gcp_conn_id", "wasb_conn_id", "", ""]
 
 
 def test_no_secret_of_a_list_of_bases_is_said() -> None:

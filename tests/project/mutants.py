@@ -62,6 +62,7 @@ EQUIVALENT: dict[str, str] = {
     "if self._places.pop(place, None) is None and len(self._places) >= self._count:": "who may run is woken once",
     "self._may_run = None": "it is as false as False",
     "timer = loop.call_later(timeout, wake, None)": "it is as false as False",
+    'return _CONNECTIONS.get(url.rpartition("://")[0], "")': "no URL of a cloud has two of them",
     'return quote(text, safe="XX:XX").replace("~", "%7E")': "a letter is never quoted",
 }
 
