@@ -46,6 +46,12 @@ EQUIVALENT: dict[str, str] = {
     ),
     "if type(None) is not type(value) and plain != value:": "a plain list or dict equals its copy",
     "if type(plain) is not type(None) and plain != value:": "a plain list or dict equals its copy",
+    "if not levels or weight + len(inner) * _NODE_WEIGHT > _STEP or len(node) >= _STEP // _NODE_WEIGHT:": (
+        "with so many children, it weighs more than a step in any case"
+    ),
+    "if not levels or weight + len(inner) * _NODE_WEIGHT > _STEP or len(node) > _STEP / _NODE_WEIGHT:": (
+        "a length is an integer"
+    ),
     'keys: list[str] = ["XXXX"]': "a list's children have no key",
     "keys.append(None)": "a list's children have no key, and a dict's is read before it is used",
     'keys.append("XXXX")': "a list's children have no key, and a dict's is read before it is used",
