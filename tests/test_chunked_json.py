@@ -8,6 +8,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
+from types import FrameType
 from typing import Any, TypeVar
 
 import pytest
@@ -100,6 +101,8 @@ with_odd_ones = st.recursive(scalars | odd, containers, max_leaves=8)
 @example(["\ud83d\ude00"])
 @example([float("nan")])
 @example([10**4000])
+@example(Sneaky([1]))
+@example([[1], (2,)])
 def test_text_is_that_of_json_where_it_comes_back(step: int, value: Any) -> None:
     try:
         expected = json.dumps(value, allow_nan=False)
@@ -162,6 +165,8 @@ def damaged(draw: st.DrawFn) -> str:
 @given(st.lists(pieces, max_size=12).map("".join) | damaged())
 @example('[1, 2], [3, "4"]')
 @example("[1, 2]]")
+@example("[1]],")
+@example(f'[, "{"x" * 200}"]')
 @example('{"a": 1, "a": 2}')
 @example('{"a": 1,}')
 @example("[1,]")
@@ -191,6 +196,44 @@ def test_the_bound_on_depth_is_exact(step: int, kind: str) -> None:
         load(f"[{text}]")
     with pytest.raises(TooDeepError):
         load(f'{{"k": {text}}}')
+
+
+def test_the_bound_on_depth_is_exact_among_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked_json, "_STEP", 100)
+    # Wherever in a step the deepest one begins.
+    for before in range(50, 70):
+        value: Any = [*[[1]] * before, nested(30, kind="list"), [1]]
+        for _ in range(MAX_DEPTH - 31):
+            value = [value]
+        text = json.dumps(value)
+        assert load(text) == value
+        with pytest.raises(TooDeepError):
+            load(f"[{text}]")
+
+
+@pytest.mark.parametrize("number", ["-1234.5678e+10", "1E10", "0.5", "-12"])
+def test_a_number_at_the_end_of_a_step_is_read_whole(monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    monkeypatch.setattr(chunked_json, "_STEP", 40)
+    for before in range(40):
+        text = f'{{"": "{"x" * before}", "n": {number}, "more": "{"x" * 50}"}}'
+        assert load(text) == json.loads(text)
+        assert load(f"{' ' * before}{number}{' ' * 50}") == json.loads(number)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1] 2", "extra data"),
+        ("[1, 2]]", "extra data"),
+        ("[1 2]", "a comma is missing"),
+        ("{1: 2}", "a key is missing"),
+        ('{"a" 1}', "a colon is missing"),
+    ],
+)
+def test_what_is_wrong_with_a_long_text_is_said(monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
+    monkeypatch.setattr(chunked_json, "_STEP", 1)
+    with pytest.raises(ValueError, match=rf"^{said}$"):
+        load(text)
 
 
 # Python 3.10 needs half a KiB of the stack for each frame of its own.
@@ -241,25 +284,83 @@ def chunked_json_length(value: Any) -> int:
     return len(finish(chunked_json.encoding(value, 1_000_000))[0])
 
 
+def test_the_bound_on_length_is_exact() -> None:
+    value = ["x" * 70_000]
+    text = json.dumps(value)
+    assert finish(chunked_json.encoding(value, len(text)))[0] == text
+    with pytest.raises(ValueError, match=f"more than {len(text) - 1} characters"):
+        finish(chunked_json.encoding(value, len(text) - 1))
+
+
+def test_what_just_fits_into_a_step_takes_one() -> None:
+    # Two nodes, or as many as fit.
+    length = 64 * 1024 - 2 * 16
+    for value in (["x" * length], [[1] * 4093, []]):
+        assert finish(chunked_json.encoding(value, LARGE)) == (json.dumps(value), 0)
+    for value in (["x" * (length + 1)], [[1] * 4094, []]):
+        text, steps = finish(chunked_json.encoding(value, LARGE))
+        assert text == json.dumps(value)
+        assert steps
+    just, more = ([value] for value in ("x" * (64 * 1024 - 4), "x" * (64 * 1024 - 3)))
+    assert finish(chunked_json.decoding(json.dumps(just))) == (just, 0)
+    value, steps = finish(chunked_json.decoding(json.dumps(more)))
+    assert value == more
+    assert steps
+
+
+def test_no_step_looks_at_more_than_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a value is small is found out without a walk through all of a large one."""
+    looked_at = [0]
+
+    def count(frame: FrameType, event: str, function: Any) -> None:
+        if event == "c_call" and function.__name__ == "isascii":
+            looked_at[-1] += 1
+
+    steps = chunked_json.encoding([["x"] * 3800] * 4, LARGE)
+    sys.setprofile(count)
+    try:
+        while next(steps, StopIteration) is None:
+            looked_at.append(0)
+    finally:
+        sys.setprofile(None)
+    assert 3800 <= max(looked_at) <= 4096
+
+
+def levels() -> Any:
+    value: list[Any] = []
+    for _ in range(8):
+        value = [*[12345] * 4000, value]
+    return value
+
+
 ROWS = [{"id": i, "name": f"Köln {i}", "tags": ["a", "b"], "place": {"lat": i / 7, "on": True}} for i in range(20_000)]
 
 
 @pytest.mark.parametrize(
-    "value",
+    ("value", "children", "encoded_alone", "decoded_alone"),
     [
-        ROWS,
-        {"rows": ROWS},
-        {row["name"]: row for row in ROWS},
-        [[row["id"], row["name"]] for row in ROWS],
-        list(range(100_000)),
-        [row["name"] for row in ROWS],
-        collections.OrderedDict(rows=ROWS),
+        pytest.param(ROWS, 20_000, 0, 0, id="list of dicts"),
+        pytest.param({"rows": ROWS}, 20_000, 0, 0, id="in a dict"),
+        pytest.param({row["name"]: row for row in ROWS}, 20_000, 0, 20_000, id="dict of dicts"),
+        pytest.param([[row["id"], row["name"]] for row in ROWS], 20_000, 0, 0, id="list of lists"),
+        pytest.param(list(range(100_000)), 100_000, 0, 0, id="integers"),
+        pytest.param([f"Köln, {i}, {i}" for i in range(20_000)], 20_000, 0, 0, id="strings"),
+        pytest.param(collections.OrderedDict(rows=ROWS), 20_000, 0, 0, id="subclass"),
+        pytest.param([{"a": [{}, {}]}, 1] * 5_000, 10_000, 0, 10_000, id="mixed"),
+        pytest.param(["x" * 5_000] * 200, 200, 200, 0, id="long strings"),
+        pytest.param({f"{i:05}" * 1_000: i for i in range(200)}, 200, 200, 200, id="long keys"),
+        pytest.param(levels(), 32_000, 8 * 64, 32_000, id="levels"),
     ],
-    ids=["list of dicts", "in a dict", "dict of dicts", "list of lists", "integers", "strings", "subclass"],
 )
-def test_no_step_takes_more_than_a_part(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the C functions are given is counted, as no time would be the same twice."""
+def test_no_step_takes_more_than_a_part(
+    value: Any, children: int, encoded_alone: int, decoded_alone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the C functions are given is counted, as no time would be the same twice.
+
+    Nor does a value take more steps than it needs, as each lets all other tasks run: so many children take one alone.
+    """
     text = json.dumps(value)
+    parts = len(text) // (64 * 1024)
     given: list[int] = []
     encode, decode, loads = chunked_json._encode, chunked_json._decode, json.loads
 
@@ -269,7 +370,11 @@ def test_no_step_takes_more_than_a_part(value: Any, monkeypatch: pytest.MonkeyPa
         return piece
 
     def counted_decode(part: str, at: int) -> tuple[Any, int]:
-        found, end = decode(part, at)
+        try:
+            found, end = decode(part, at)
+        except ValueError:
+            given.append(len(part) - at)
+            raise
         given.append(end - at)
         return found, end
 
@@ -280,13 +385,14 @@ def test_no_step_takes_more_than_a_part(value: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(chunked_json, "_encode", counted_encode)
     dumped, steps = finish(chunked_json.encoding(value, LARGE))
     assert dumped == text
-    assert steps >= len(text) // (64 * 1024)
-    # Escaped, a character takes up to twelve.
-    assert max(given) < 12 * 64 * 1024
+    assert parts <= steps <= encoded_alone + children / 64 + 3 * parts + 10
+    # Some characters are escaped, and commas are not counted.
+    assert max(given) < 2 * 64 * 1024
     given.clear()
     monkeypatch.setattr(chunked_json, "_decode", counted_decode)
     monkeypatch.setattr(json, "loads", counted_loads)
     loaded, steps = finish(chunked_json.decoding(text))
     assert loaded == value
-    assert steps >= len(text) // (64 * 1024)
+    assert parts <= steps <= decoded_alone + 2 * parts + 10
     assert max(given) <= 64 * 1024 + 2
+    assert sum(given) <= 6 * len(text)

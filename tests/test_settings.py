@@ -405,13 +405,17 @@ def test_variables_of_other_sections_are_nobodys_business(monkeypatch: pytest.Mo
     assert Settings.from_conf(conf) == Settings()
 
 
-def read(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Read ``text`` as the ``airflow.cfg`` of a component that starts."""
+def configuration(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the ``conf`` of a component that starts with ``text`` as its ``airflow.cfg``."""
     from airflow.sdk.configuration import initialize_config
 
     (tmp_path / "airflow.cfg").write_text(text)
     monkeypatch.setenv("AIRFLOW_CONFIG", str(tmp_path / "airflow.cfg"))
-    return Settings.from_conf(initialize_config())
+    return initialize_config()
+
+
+def read(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    return Settings.from_conf(configuration(tmp_path, text, monkeypatch))
 
 
 def test_a_misspelt_option_in_the_file_is_named_with_the_nearest(
@@ -464,7 +468,7 @@ def test_the_options_are_walked_from_the_fields() -> None:
     assert all(option.description.endswith(".") for option in options())
 
 
-def test_zstd_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zstd_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings(compression="zstd").compression == "zstd"
     monkeypatch.setitem(sys.modules, "zstandard", None)
     assert Settings(compression="gzip").compression == "gzip"
@@ -503,11 +507,13 @@ def test_options_as_airflow_cfg_has_them() -> None:
     assert [texts[name] for name in names] == [BUCKET, "s3://a,s3://b", "", "2.5", "0", "False", ""]
 
 
-def test_every_problem_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_problem_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert problems(FixedConf({"url": BUCKET, "timeout": "2"})) == []
     monkeypatch.setenv("AIRFLOW__ASYNC_STATE__TIME_OUT", "1")
     assert [problem.partition(":")[0] for problem in problems(conf)] == ["[async_state] time_out"]
     monkeypatch.delenv("AIRFLOW__ASYNC_STATE__TIME_OUT")
+    in_file = problems(configuration(tmp_path, "[async_state]\ntime_out = 1\n", monkeypatch))
+    assert [problem.partition(":")[0] for problem in in_file] == ["[async_state] time_out"]
     told = problems(FixedConf({"url": BUCKET, "timeout": "soon", "max_concurrency": "0", "moved_urls": BUCKET}))
     assert told == [
         "[async_state] max_concurrency: must be an integer, at least 1, not 0",
@@ -596,11 +602,15 @@ def test_a_url_of_azure_needs_an_account(monkeypatch: pytest.MonkeyPatch) -> Non
             Settings(url="az://state/prefix")
 
 
-def test_a_url_of_google_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As where google-auth is missing, which is installed here.
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ConfigurationError, match=r"\[async_state\] url: .*pip install 'airflow-async-state\[gcs\]'"):
+@pytest.mark.parametrize("missing", ["google.auth", "google"])
+def test_a_url_of_google_needs_the_extra(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    Settings(url="gs://state/prefix")
+    # As where google-auth is missing, which is installed here, and where no other package of Google's is there.
+    monkeypatch.delitem(sys.modules, "google.auth", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigurationError) as caught:
         Settings(url="gs://state/prefix")
+    assert str(caught.value) == "[async_state] url: gs:// needs the extra: pip install 'airflow-async-state[gcs]'"
     with pytest.raises(ConfigurationError, match=r"\[async_state\] trusted_urls: "):
         Settings(url="memory://new", trusted_urls=("gs://state/old",))
     Settings(url="gs://state/prefix", endpoint_url="http://localhost:4443")

@@ -24,10 +24,12 @@ from tests import fuzzing as fuzzing
         ("s3://bucket", "s3://bucket"),
         ("s3://bucket/", "s3://bucket"),
         ("s3://bucket/a/b/", "s3://bucket/a/b"),
+        ("s3://bucket/aX/", "s3://bucket/aX"),
         ("S3://bucket/a@b:c", "s3://bucket/a@b:c"),
         ("gs://my_bucket.example.com/a/b/", "gs://my_bucket.example.com/a/b"),
         ("AZ://my-container-1/a@b:c/", "az://my-container-1/a@b:c"),
         ("file:///a%20b/", "file:///a%20b"),
+        ("file:///X", "file:///X"),
         ("memory://", "memory://"),
         ("memory://name/", "memory://name"),
     ],
@@ -60,6 +62,7 @@ def test_a_base_has_no_slash_at_its_end(url: str, base: str) -> None:
             for name in ("co", "c" * 64, "-container", "container-", "con--tainer", "Container", "con_tainer", "$root")
         ],
         (urls.check_base, "az://con/..", "the prefix may hold letters, digits and !_.*'()=:@- only, not '..'"),
+        (urls.check_base, "az://con/a//b", "must not have two slashes in a row in the prefix: 'az://con/a//b'"),
         (urls.check_account, "a2", "must be the name of a storage account, 3 to 24 lower-case letters and digits"),
         (urls.check_account, "a" * 25, "must be the name of a storage account, 3 to 24 lower-case letters and digits"),
         (urls.check_base, "s3://c@b", "must not hold credentials or a connection id; see [async_state] aws_conn_id"),
@@ -69,6 +72,7 @@ def test_a_base_has_no_slash_at_its_end(url: str, base: str) -> None:
         (urls.check_base, "s3:///p", "must name a bucket, s3://bucket/prefix, not 's3:///p'"),
         (urls.check_base, "s3://" + "b" * 256, f"must name a bucket, s3://bucket/prefix, not 's3://{'b' * 256}'"),
         (urls.check_base, "s3://b/a//b", "must not have two slashes in a row in the prefix: 's3://b/a//b'"),
+        (urls.check_base, "s3://b/a//X", "must not have two slashes in a row in the prefix: 's3://b/a//X'"),
         (urls.check_base, "s3://b/a/%/b", "the prefix may hold letters, digits and !_.*'()=:@- only, not '%'"),
         (urls.check_base, "s3://b/.", "the prefix may hold letters, digits and !_.*'()=:@- only, not '.'"),
         (urls.check_base, "s3://b/..", "the prefix may hold letters, digits and !_.*'()=:@- only, not '..'"),
@@ -80,6 +84,7 @@ def test_a_base_has_no_slash_at_its_end(url: str, base: str) -> None:
         (urls.check_base, "file://h/p", "must be an absolute path, file:///path, not 'file://h/p'"),
         (urls.check_base, "file:///", "must be an absolute path, file:///path, not 'file:///'"),
         (urls.check_base, "file:///%00", "can't be a path of this machine: 'file:///%00'"),
+        (urls.check_base, "file:///\ud800", "can't be a path of this machine: 'file:///\\ud800'"),
         (
             urls.check_endpoint,
             "http://u@h",
@@ -113,6 +118,13 @@ def test_what_is_wrong_with_a_url_is_said(check: Callable[[str], str], url: str,
 )
 def test_bases_up_to_the_limits_are_taken(url: str) -> None:
     assert urls.check_base(url) == url
+
+
+def test_which_option_names_the_connection_of_a_store() -> None:
+    options = {
+        base: urls.connection_option(base) for base in ("s3://b/p", "gs://b", "az://c", "file:///p", "memory://")
+    }
+    assert list(options.values()) == ["aws_conn_id", "gcp_conn_id", "wasb_conn_id", "", ""]
 
 
 def test_no_secret_of_a_list_of_bases_is_said() -> None:
@@ -160,6 +172,7 @@ ENDPOINTS = [
     "http://[::x]",
     "http://" + "a" * 64,
     "http://" + "a." * 127 + "a",
+    "http://" + "a." * 127 + "aa",
     "http://" + "a." * 128 + "a",
     "http://min\u0131o",
     "http://mini\u212a",
@@ -251,6 +264,17 @@ def test_a_password_of_several_words_is_masked_where_a_variable_holds_it(
 ) -> None:
     monkeypatch.setenv(variable, "https://admin:pass hunter2 word@host")
     assert urls.mask("Invalid: https://admin:pass hunter2 word@host!") == "Invalid: https://***@host!"
+
+
+def test_a_variable_without_credentials_masks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "mails go to someone@example.com; at https://host/bucket?versions. Is it there? Yes."
+    for name, value in (
+        ("MAIL", "someone@example.com"),
+        ("PLACE", "https://host/bucket?versions"),
+        ("WORDS", "there? Y"),
+    ):
+        monkeypatch.setenv(name, value)
+    assert urls.mask(text) == text
 
 
 secrets = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20)

@@ -64,7 +64,8 @@ def encoding(value: Any, max_length: int) -> Encoding:
     # A list around the value, so that the value is some container's child like any other.
     stack = [_Container([value])]
     pieces: list[str] = []
-    length = 0
+    # The end of the list around is no part of the text.
+    length = -1
     while stack:
         container, room = stack[-1], MAX_DEPTH - len(stack) + 1
         piece, inner = container.encode_next(room)
@@ -183,7 +184,7 @@ def decoding(text: str) -> Decoding:
         except RecursionError:
             pass
         else:
-            _check_depth(value, text, 0, len(text), MAX_DEPTH)
+            _check_depth(value, text, MAX_DEPTH)
             return value
     parts = _Parts(text)
     at = _skip_space(text, 0)
@@ -252,20 +253,21 @@ class _Parts:
         before, after = {"{": ("}", "{"), "[": ("]", "["), '"': ('"', '"')}.get(text[at : at + 1], ("", ""))
         end = text.rfind(f"{before}, {after}", at, at + _STEP) + len(before)
         if end > at:
+            part = f"[{text[at:end]}]"
             try:
                 # If it is decoded at all, the end is one of an element.
-                values = json.loads(f"[{text[at:end]}]")
+                values = json.loads(part)
             except (ValueError, RecursionError):
                 pass
             else:
-                _check_depth(values, text, at, end, room + 1)
+                _check_depth(values, part, room + 1)
                 return values, end
         self._batch_from = at + _STEP
         return None
 
     def one(self, at: int, room: int) -> tuple[Any, int] | None:
         """Return the value that begins at ``at`` and where it ends; ``None`` if it is long, deep or not JSON."""
-        if at < self._start + len(self._window) and (part := self._decode(at, room)):
+        if part := self._decode(at, room):
             return part
         self._window, self._start = self._text[at : at + _STEP], at
         return self._decode(at, room)
@@ -275,18 +277,16 @@ class _Parts:
             value, end = _decode(self._window, at - self._start)
         except (ValueError, RecursionError):
             return None
-        # A number may go on beyond the window.
-        if end == len(self._window) and self._start + end < len(self._text):
+        # A number may go on beyond the window, which may end within its fraction or exponent.
+        if self._window[end : end + 1] in ("", ".", "e", "E"):
             return None
-        if self._window[end : end + 1] not in ("", ",", "]", "}", " ", "\t", "\n", "\r"):
-            return None
-        _check_depth(value, self._window, at - self._start, end, room)
+        _check_depth(value, self._window[at - self._start : end], room)
         return value, self._start + end
 
 
-def _check_depth(value: Any, text: str, start: int, end: int, room: int) -> None:
-    """Raise `TooDeepError` if a value, made of that part of the text, is more than ``room`` levels deep."""
-    if text.count("[", start, end) + text.count("{", start, end) <= room:
+def _check_depth(value: Any, text: str, room: int) -> None:
+    """Raise `TooDeepError` if a value, made of that text, is more than ``room`` levels deep."""
+    if text.count("[") + text.count("{") <= room:
         return
     level: list[Any] = [value]
     while level := [node for node in level if type(node) is list or type(node) is dict]:

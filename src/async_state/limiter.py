@@ -149,7 +149,7 @@ class Slot:
             else:
                 may_run = await place.await_(self._timeout)
             if not may_run:
-                raise TimeoutError("no slot became free in time")
+                raise TimeoutError
         except BaseException:
             self._limiter._leave(place)
             raise

@@ -8,11 +8,12 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 import pytest
 
 from async_state import iothread
-from async_state.limiter import Limiter
+from async_state.limiter import Limiter, Slot
 from tests.programs.wire import PATIENCE
 
 pytestmark = pytest.mark.anyio
@@ -55,6 +56,32 @@ def assert_free(limiter: Limiter, count: int) -> None:
             await slot.__aexit__()
 
     iothread.run(take_all)
+
+
+def in_fork(check: Callable[[], object]) -> int:
+    """Return the status of a forked process in which ``check`` was called: 0 if it raised nothing."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            check()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def take(limiter: Limiter) -> Slot:
+    """Take a free slot, in a process that has no event loop."""
+    slot = limiter.slot(0)
+    with pytest.raises(StopIteration):
+        slot.__aenter__().send(None)
+    return slot
+
+
+def give_back(slot: Slot) -> None:
+    with pytest.raises(StopIteration):
+        slot.__aexit__().send(None)
 
 
 def test_threads_and_loops_share_one_bound() -> None:
@@ -104,12 +131,14 @@ async def test_the_time_that_is_left_is_what_waiting_leaves() -> None:
             async with limiter.slot(PATIENCE) as left:
                 return left
 
+        asked = time.monotonic()
         waiting = asyncio.create_task(wait())
         await asyncio.sleep(0)
         began = time.monotonic()
         await asyncio.sleep(0.01)
         waited = time.monotonic() - began
-    assert await waiting <= PATIENCE - waited
+    left = await waiting
+    assert PATIENCE - (time.monotonic() - asked) <= left <= PATIENCE - waited
     assert_free(limiter, 1)
 
 
@@ -122,6 +151,75 @@ def test_a_blocking_caller_gives_up_in_time() -> None:
 
     with pytest.raises(TimeoutError):
         iothread.run(ask_twice)
+    assert_free(limiter, 1)
+
+
+def test_a_blocking_caller_waits_no_longer_than_it_may() -> None:
+    limiter = Limiter(1)
+
+    async def ask_often() -> None:
+        async with limiter.slot(1):
+            for _ in range(50):
+                with pytest.raises(TimeoutError):
+                    await limiter.slot(0).__aenter__()
+
+    began = time.monotonic()
+    iothread.run(ask_often)
+    # Half a second for each would be too long.
+    assert time.monotonic() - began < 25
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_a_slot_that_is_given_back_before_the_wait_begins_is_taken(
+    blocking: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter = Limiter(1)
+    blocks = iothread.blocks
+
+    async def ask() -> None:
+        held = limiter.slot(0)
+        await held.__aenter__()
+
+        def meanwhile() -> bool:
+            give_back(held)
+            return blocks()
+
+        with monkeypatch.context() as patched:
+            # It is asked between the place in the order and the wait.
+            patched.setattr(iothread, "blocks", meanwhile)
+            async with limiter.slot(0) as left:
+                assert left == 0
+
+    if blocking:
+        await asyncio.to_thread(iothread.run, ask)
+    else:
+        await ask()
+    assert_free(limiter, 1)
+
+
+async def test_others_may_give_up_whenever_garbage_is_collected() -> None:
+    """A collection may begin at any allocation, and lets other code run, or another thread."""
+    limiter = Limiter(1)
+    held = limiter.slot(0)
+    await held.__aenter__()
+    waiting = [limiter.slot(PATIENCE).__aenter__() for _ in range(50)]
+    for coroutine in waiting:
+        coroutine.send(None)
+
+    def give_up(phase: str, _: object) -> None:
+        if waiting:
+            waiting.pop().close()
+
+    before = gc.get_threshold()
+    gc.callbacks.append(give_up)
+    gc.set_threshold(1)
+    try:
+        await held.__aexit__()
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(give_up)
+    for coroutine in waiting:
+        coroutine.close()
     assert_free(limiter, 1)
 
 
@@ -178,17 +276,50 @@ def test_a_forked_process_starts_with_all_slots_free() -> None:
 
     async def fork_while_held() -> int:
         async with limiter.slot(PATIENCE):
-            pid = os.fork()
-            if not pid:
-                status = 1
-                try:
-                    asyncio_free = limiter.slot(0)
-                    with pytest.raises(StopIteration):
-                        asyncio_free.__aenter__().send(None)
-                    status = 0
-                finally:
-                    os._exit(status)
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            return in_fork(lambda: take(limiter))
 
     assert iothread.run(fork_while_held) == 0
+    assert_free(limiter, 1)
+
+
+def test_so_does_one_that_is_forked_from_a_forked_process() -> None:
+    limiter = Limiter(1)
+
+    def fork_while_held() -> None:
+        slot = take(limiter)
+        assert in_fork(lambda: take(limiter)) == 0
+        give_back(slot)
+
+    assert in_fork(fork_while_held) == 0
+    assert_free(limiter, 1)
+
+
+def test_a_forked_process_finalizes_no_event_loop_of_its_parent() -> None:
+    """To close it, it would take the loop's descriptors out of what the parent waits for."""
+    limiter = Limiter(1)
+    held = take(limiter)
+
+    def begin_to_wait() -> weakref.ref[asyncio.AbstractEventLoop]:
+        loop = asyncio.new_event_loop()
+        waiting = loop.create_task(limiter.slot(PATIENCE).__aenter__())
+        loop.run_until_complete(asyncio.sleep(0))
+        assert not waiting.done()
+        return weakref.ref(loop)
+
+    loop = begin_to_wait()
+
+    def check() -> None:
+        take(limiter)
+        gc.collect()
+        assert loop() is not None
+
+    assert in_fork(check) == 0
+    parents = loop()
+    assert parents is not None
+    (task,) = asyncio.all_tasks(parents)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        parents.run_until_complete(task)
+    parents.close()
+    give_back(held)
     assert_free(limiter, 1)

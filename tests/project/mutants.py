@@ -38,6 +38,37 @@ EQUIVALENT: dict[str, str] = {
     "more = unpacker.decompress(unpacker.unconsumed_tail, 2)": "two bytes more tell the same as one",
     "text: bytes = zstandard.ZstdDecompressor().decompress(body, allow_extra_data=None)": "it is as false as False",
     "broken.append(None)": "no batch is empty, so the error of each name in it is raised before",
+    'home, expanded = "XXXX", os.environ.get("AIRFLOW_HOME", "~/airflow")': "the first of them is replaced at once",
+    "usable = None": "it is as false as False",
+    r'if not usable or not url.isascii() or re.search(r"[\s\0-\x1F?#]", url):': "a code's digits may be in either case",
+    'schemes = {base.rpartition("://")[0]: option for option in _BASES for base in _listed(getattr(self, option))}': (
+        "no URL of a cloud has two of them"
+    ),
+    "if type(None) is not type(value) and plain != value:": "a plain list or dict equals its copy",
+    "if type(plain) is not type(None) and plain != value:": "a plain list or dict equals its copy",
+    "if not levels or weight + len(inner) * _NODE_WEIGHT > _STEP or len(node) >= _STEP // _NODE_WEIGHT:": (
+        "with so many children, it weighs more than a step in any case"
+    ),
+    "if not levels or weight + len(inner) * _NODE_WEIGHT > _STEP or len(node) > _STEP / _NODE_WEIGHT:": (
+        "a length is an integer"
+    ),
+    'keys: list[str] = ["XXXX"]': "a list's children have no key",
+    "keys.append(None)": "a list's children have no key, and a dict's is read before it is used",
+    'keys.append("XXXX")': "a list's children have no key, and a dict's is read before it is used",
+    'self._window, self._start = "XXXX", 0': "no value begins there, nor in nothing",
+    'self._window, self._start = "", 1': "no value begins in nothing",
+    "self._batch_from = 1": "a text's first character begins no element",
+    'end = text.rfind(f"{before}, {after}", None, at + _STEP) + len(before)': "an end before the first element is none",
+    'if text.count("[") + text.count("{") < room:': "the levels are counted then, and are no more than the brackets",
+    "return found.end() if (found) or True else at": "the expression matches everywhere",
+    "_generation -= 1": "a generation differs from the others, however they are counted",
+    "_generation += 2": "a generation differs from the others, however they are counted",
+    "self._generation = None": "the first to enter then puts an empty order in an empty one's place",
+    "if self._places.pop(place, place) is None or len(self._places) >= self._count:": "who may run is woken once",
+    "if self._places.pop(place, None) is None and len(self._places) >= self._count:": "who may run is woken once",
+    "self._may_run = None": "it is as false as False",
+    "timer = loop.call_later(timeout, wake, None)": "it is as false as False",
+    'return _CONNECTIONS.get(url.rpartition("://")[0], "")': "no URL of a cloud has two of them",
     'return quote(text, safe="XX:XX").replace("~", "%7E")': "a letter is never quoted",
 }
 
