@@ -102,6 +102,8 @@ def moto_server() -> Iterator[FakeS3]:
     botocore_sessions.remember()
     # As S3 does; a connection for each request would take as much of the processor again as the request.
     with fake_s3(["state"], keep_alive=True) as server:
+        # What moto imports stays as well, and each collection would go through it.
+        gc.freeze()
         yield server
 
 
