@@ -238,7 +238,8 @@ def test_triggerers_loop_goes_on_while_requests_take_their_time(outcome: Outcome
 
 def test_airflow_finds_no_trigger_that_blocks(outcome: Outcome) -> None:
     """Airflow would warn at each request. On a machine that is busy with something else, it does so once in a while."""
-    assert "trigger completed" in outcome.logs["printed/triggerer-1"]
+    # What the process of the triggers says is in the log. Its last words may be lost when the triggerer is stopped.
+    assert "Trigger fired event" in outcome.logs["printed/triggerer-1"]
     blocked = sum(text.count("async thread was blocked") for text in outcome.logs.values())
     assert outcome.slow_requests >= 20
     assert blocked <= outcome.slow_requests / 4
