@@ -39,7 +39,8 @@ BESIDE = 'apache-airflow[celery]==3.3.2' 'apache-airflow-providers-amazon[s3fs]'
 
 # A file's tests stay together, as they share what it starts.
 # In their order, as those of whole Airflows come first then, and not alone at the end.
-PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Twice as many processes as the smallest of machines has cores, since many tests wait for what is slow on purpose.
+PARALLEL = --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What is imported is compiled once, also where the machine says otherwise: each of the suite's processes would compile the
 # tests for itself, and each that they start the package.

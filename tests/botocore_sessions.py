@@ -1,6 +1,7 @@
-"""What makes sessions and clients of botocore, which most tests of S3 open anew, cost the suite a third less.
+"""Lets the suite's sessions of botocore share what each would find out for itself: a third of opening a store.
 
-What they do is the same: botocore finds out two things for each of a session's hundred handlers, and they never change.
+Most tests of S3 open a store anew, as a process does. For each of a session's hundred handlers, botocore looks up two
+things that never change. Both functions are private: where they are not as they were, tests take the longer way.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ _NAMES: Final[dict[str, str]] = {}
 
 
 def remember() -> None:
-    """Let all sessions of this process share what each would find out for itself."""
+    """Let all later sessions of this process share both."""
     hooks: Any = importlib.import_module("botocore.hooks")
-    if hooks.accepts_kwargs is _accepts_kwargs:
+    known = getattr(hooks, "accepts_kwargs", None)
+    find_name = getattr(getattr(hooks, "EventAliaser", None), "_alias_event_name", None)
+    if known is None or known is _accepts_kwargs or find_name is None:
         return
-    find_name = hooks.EventAliaser._alias_event_name
 
     def name_of(self: Any, event_name: str) -> Any:
         if event_name not in _NAMES:
