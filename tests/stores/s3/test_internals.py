@@ -12,6 +12,7 @@ import inspect
 import json
 import logging
 import traceback
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import botocore.session
 import pytest
 from airflow.sdk.state import TaskScope
+from botocore.auth import S3SigV4Auth
 from botocore.exceptions import UnknownServiceError
 
 from async_state import AsyncStateBackend, Settings
@@ -27,6 +29,7 @@ from async_state.stores.s3 import _botocore
 from async_state.stores.s3._botocore import INTERNALS, Internal
 from async_state.testing import FakeS3
 from tests.programs.common import fork, outcome
+from tests.stores.s3.direct import went_directly
 
 #: aiohttp, or botocore's client, needs them itself: without them nothing would work, ours or not.
 SHARED = {"Loader.list_available_services", "Loader.list_api_versions", "ClientSession._retry_connection"}
@@ -119,6 +122,49 @@ def test_operations_do_without_it(internal: Internal, how: str, settings: Settin
         assert "async_state does not know this version's" in log.read_text()
 
 
+SIGNER: Any = S3SigV4Auth
+
+
+def add_a_header() -> None:
+    modify = SIGNER._modify_request_before_signing
+
+    def modify_more(self: object, request: Any) -> None:
+        modify(self, request)
+        request.headers["x-amz-new"] = "1"
+
+    SIGNER._modify_request_before_signing = modify_more
+
+
+def sign_otherwise() -> None:
+    SIGNER.signature = lambda *_: 64 * "0"
+
+
+def rename_the_event() -> None:
+    emitter: Any = import_module("aiobotocore.hooks").AioHierarchicalEmitter
+    emit = emitter.emit
+
+    async def emit_renamed(self: object, event_name: str, **arguments: object) -> Any:
+        return await emit(self, event_name.replace("before-send.", "sending."), **arguments)
+
+    emitter.emit = emit_renamed
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("change", [add_a_header, sign_otherwise, rename_the_event])
+def test_a_client_that_composes_requests_otherwise(
+    change: Callable[[], None], settings: Settings, moto: FakeS3, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+
+    def case() -> None:
+        change()
+        use_everywhere(settings, log)
+
+    assert outcome(fork(case, "task")) == "fine", log.read_text()
+    assert "async_state does not know this version's way of composing requests" in log.read_text()
+    assert not any(map(went_directly, moto.requests))
+
+
 @pytest.mark.usefixtures("fresh")
 def test_nothing_is_warned_of_as_it_is(settings: Settings, tmp_path: Path) -> None:
     log = tmp_path / "log"
@@ -138,7 +184,6 @@ def test_an_aiohttp_that_can_not_be_told_to_send_once(
 #: open: it says on the day of an upgrade what to read again. ``python -m tests.stores.s3.test_internals`` prints them.
 PINS: dict[str, dict[str, str | None]] = {
     "1.43.117": {
-        "S3SigV4Auth": "223a49dbb554acde",
         "create_urllib3_context": "32445e637d54e6b5",
         "get_cert_path": "142075cf59813df4",
         "EnvProvider": "1c38b0e301813b85",

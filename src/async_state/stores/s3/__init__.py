@@ -7,6 +7,7 @@
     client.py      the five through aiobotocore's client, by its documented interface alone
     commands.py    what only the commands send: through the client
     endpoint.py    where requests go, read off requests that the client composes
+    signature.py   how requests are signed
     documents.py   S3's XML
     options.py     what a store is opened with
     prefork.py     what forked processes inherit

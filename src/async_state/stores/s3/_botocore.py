@@ -13,8 +13,7 @@ import contextlib
 import logging
 import os
 import ssl
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -24,7 +23,6 @@ from async_state.stores import _aiohttp
 
 if TYPE_CHECKING:
     from aiobotocore.session import AioSession
-    from botocore.credentials import ReadOnlyCredentials
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +36,6 @@ class Internal(NamedTuple):
 
 
 INTERNALS: Final = (
-    Internal("botocore.auth", "S3SigV4Auth", "requests are composed by the client"),
     Internal("botocore.httpsession", "create_urllib3_context", "requests over TLS are sent by the client"),
     Internal("botocore.httpsession", "get_cert_path", "requests over TLS are sent by the client"),
     Internal("botocore.credentials", "EnvProvider", "the whole chain of credentials is made at the first use"),
@@ -167,52 +164,6 @@ def environment_credentials() -> tuple[str, str, str | None] | None:
             if type(found) is Credentials:
                 return str(found.access_key), str(found.secret_key), found.token
     return None
-
-
-def signed_headers(
-    method: str,
-    url: str,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    credentials: ReadOnlyCredentials,
-    service: str,
-    region: str,
-    client_config: object,
-) -> dict[str, str]:
-    """Return ``headers`` with those of AWS's signature version 4, as botocore's client signs S3's requests.
-
-    Args:
-        method: of HTTP.
-        url: of the request, its path and query encoded.
-        headers: those that go with it; all are signed but the ones that botocore excepts.
-        body: what is sent.
-        credentials: the key to sign with.
-        service: the service's name in the signature's scope.
-        region: the region's.
-        client_config: of the client whose signature is wanted.
-
-    Raises:
-        Exception: anything, where botocore is not as it was.
-    """
-    from botocore.auth import S3SigV4Auth
-
-    request = _Request(method, url, dict(headers), body, {"client_config": client_config})
-    signer: Any = S3SigV4Auth(credentials, service, region)
-    signer.add_auth(request)
-    return request.headers
-
-
-@dataclass
-class _Request:
-    """What the signer asks of a request. botocore's own `AWSRequest` doubles the CPU time of signing."""
-
-    method: str
-    url: str
-    headers: dict[str, str]
-    body: bytes
-    context: dict[str, Any]
-    params: None = None
 
 
 def send_once(http: Any) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from yarl import URL
 
-from async_state.stores.s3 import _botocore
+from async_state.stores.s3 import _botocore, signature
 
 if TYPE_CHECKING:
     from botocore.credentials import ReadOnlyCredentials
@@ -28,7 +28,6 @@ _BODY: Final = b'"body"'
 _CONTENT_TYPE: Final = "application/json"
 #: How the names of S3 Express's buckets, and of access points to them, end.
 _EXPRESS: Final = ("--x-s3", "--xa-s3")
-_ALGORITHM: Final = "AWS4-HMAC-SHA256"
 #: Headers that only tell S3 about the client's own attempts, or that HTTP libraries add.
 _NOT_COMPARED: Final = frozenset({"amz-sdk-invocation-id", "amz-sdk-request", "content-length", "expect", "host"})
 
@@ -41,19 +40,17 @@ class Endpoint:
         object_url: what an object's encoded key is appended to.
         bucket_url: where requests about the bucket go.
         host: of both, as HTTP's header has it.
-        service: the service's name in a signature's scope.
-        region: the region's name there.
+        scope: of signatures, as `signature.signed` takes it.
         user_agent: the client's.
-        client_config: the client's, which the signer looks at.
+        signs_body: whether bodies are signed.
     """
 
     object_url: str
     bucket_url: str
     host: str
-    service: str
-    region: str
+    scope: str
     user_agent: str
-    client_config: object = field(repr=False)
+    signs_body: bool
 
     def of_object(self, key: str) -> str:
         """Return the URL of a request about an object."""
@@ -68,23 +65,26 @@ class Endpoint:
         return f"{self.bucket_url}?{urlencode(query, quote_via=quote, safe='-_.~')}"
 
     def signed(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes, credentials: ReadOnlyCredentials
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        credentials: ReadOnlyCredentials,
+        date: str,
     ) -> dict[str, str]:
-        """Return the headers of a request: those given, the client's own, and the signature.
-
-        Raises:
-            Exception: anything, where botocore is not as it was.
-        """
-        return _botocore.signed_headers(
+        """Return the headers of a request: those given, the client's own, and the signature."""
+        signed = signature.signed(
             method,
             url,
-            {"Host": self.host, **headers, "User-Agent": self.user_agent},
-            body,
+            {"Host": self.host, **headers},
+            body if self.signs_body else None,
             credentials=credentials,
-            service=self.service,
-            region=self.region,
-            client_config=self.client_config,
+            scope=self.scope,
+            date=date,
         )
+        signed["User-Agent"] = self.user_agent
+        return signed
 
 
 async def resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredentials) -> Endpoint | None:
@@ -110,46 +110,40 @@ async def resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredential
 
 async def _resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredentials) -> Endpoint | None:
     listing = await _composed(client, client.list_objects_v2(Bucket=bucket, Prefix=_KEY))
-    different: set[str] = set()
-    # The signature has the second in which it is made, which may be over before the other one is made.
-    for _ in range(3):
-        call = client.put_object(Bucket=bucket, Key=_KEY, Body=_BODY, ContentType=_CONTENT_TYPE)
-        put = await _composed(client, call)
-        endpoint = _read_off(put, listing, client.meta.config)
-        if endpoint is None or is_proxied(put.url):
-            return None
-        url, given = endpoint.of_object(_KEY), {"Content-Type": _CONTENT_TYPE}
-        theirs, ours = _compared(put.headers), _compared(endpoint.signed("PUT", url, given, _BODY, credentials))
-        if _key_id(theirs) != _key_id(ours):
-            # They were renewed between the two, as those of a container may be each time one asks.
-            for headers in theirs, ours:
-                headers.pop("x-amz-security-token", None)
-                headers["authorization"] = re.sub("(Credential=|Signature=)[^/]*", r"\1", headers["authorization"])
-        different = {name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)}
-        if url != put.url or endpoint.of_list(_KEY, None) != listing.url:
-            different.add("the URL")
-        if not different:
-            return endpoint
-        if "x-amz-date" not in different:
-            break
+    call = client.put_object(Bucket=bucket, Key=_KEY, Body=_BODY, ContentType=_CONTENT_TYPE)
+    put = await _composed(client, call)
+    endpoint = _read_off(put, listing)
+    if endpoint is None or is_proxied(put.url):
+        return None
+    theirs, url, given = _compared(put.headers), endpoint.of_object(_KEY), {"Content-Type": _CONTENT_TYPE}
+    ours = _compared(endpoint.signed("PUT", url, given, _BODY, credentials, theirs["x-amz-date"]))
+    if _key_id(theirs) != _key_id(ours):
+        # They were renewed between the two, as those of a container may be each time one asks.
+        for headers in theirs, ours:
+            headers.pop("x-amz-security-token", None)
+            headers["authorization"] = re.sub("(Credential=|Signature=)[^/]*", r"\1", headers["authorization"])
+    different = {name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)}
+    if url != put.url or endpoint.of_list(_KEY, None) != listing.url:
+        different.add("the URL")
+    if not different:
+        return endpoint
     _botocore.warn("way of composing requests", f"{', '.join(sorted(different))} would differ")
     return None
 
 
-def _read_off(put: Any, listing: Any, client_config: object) -> Endpoint | None:
+def _read_off(put: Any, listing: Any) -> Endpoint | None:
     headers = _compared(put.headers)
-    algorithm, _, signature = headers.get("authorization", "").partition(" ")
-    if algorithm != _ALGORITHM:
+    algorithm, _, authorization = headers.get("authorization", "").partition(" ")
+    if algorithm != signature.ALGORITHM:
         return None
-    scope = signature.partition("Credential=")[2].partition(",")[0].split("/")
+    scope = authorization.partition("Credential=")[2].partition(",")[0].split("/")
     return Endpoint(
         object_url=put.url.removesuffix(quote(_KEY, safe="/~")),
         bucket_url=listing.url.partition("?")[0],
         host=_host(put.url),
-        service=scope[-2],
-        region=scope[-3],
+        scope="/".join(scope[-3:]),
         user_agent=headers["user-agent"],
-        client_config=client_config,
+        signs_body=headers["x-amz-content-sha256"] != signature.UNSIGNED_BODY,
     )
 
 

@@ -16,7 +16,6 @@ from async_state.stores.s3 import commands, errors
 from async_state.stores.s3.bucket import Bucket, open_bucket
 from async_state.stores.s3.client import Client
 from async_state.stores.s3.conditions import Conditions
-from async_state.stores.s3.direct import NotSignedError
 from async_state.stores.s3.errors import (
     is_not_implemented,
     is_of_region,
@@ -195,8 +194,6 @@ async def _send(call: Callable[[Operations], Awaitable[T]], bucket: Bucket) -> T
     if bucket.direct is not None:
         try:
             return await call(bucket.direct)
-        except NotSignedError:
-            pass
         except S3Error as e:
             if not is_of_region(e):
                 raise
