@@ -116,41 +116,35 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class _Bridge:
-    """Takes calls from one loop to another: all that one iteration has together, and then one an iteration.
+    """Takes calls from one loop to another, which is woken once for all that come meanwhile, and makes them one by one.
 
-    Together, since each wakes the other thread, and two threads that wake each other by turns do little else. One at a
-    time, so that an operation sends its request before the next one composes its own: of many that start at once, all
-    would otherwise wait for all at every step, and for the same again when their answers come.
+    Once, since two threads that wake each other by turns do little else. One an iteration, so that an operation sends
+    its request before the next one composes its own: of many that start at once, all would otherwise wait for all at
+    every step, and for the same again when their answers come.
     """
 
     def __init__(self, target: asyncio.AbstractEventLoop) -> None:
         self._target = weakref.ref(target)
-        self._sent: list[Callable[[], None]] = []
-        self._arrived: deque[Callable[[], None]] = deque()
+        self._calls: deque[Callable[[], object]] = deque()
+        self._woken = False
 
-    def send(self, call: Callable[[], None]) -> None:
-        """Have the call made on the other loop, in the order of these, and in the context that this is called in."""
-        if not self._sent:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._sent.append(partial(copy_context().run, call))
-
-    def _flush(self) -> None:
-        calls, self._sent = self._sent, []
-        target = self._target()
-        if target is not None:
+    def send(self, call: Callable[[], object]) -> None:
+        """Have the call made on the other loop, in the order of these."""
+        self._calls.append(call)
+        if not self._woken and (target := self._target()) is not None:
+            self._woken = True
             # A loop that is closed has nobody left who waits.
             with contextlib.suppress(RuntimeError):
-                target.call_soon_threadsafe(self._arrive, calls)
-
-    def _arrive(self, calls: list[Callable[[], None]]) -> None:
-        idle = not self._arrived
-        self._arrived.extend(calls)
-        if idle:
-            self._make_next_call()
+                target.call_soon_threadsafe(self._make_next_call)
 
     def _make_next_call(self) -> None:
-        call = self._arrived.popleft()
-        if self._arrived:
+        if not self._calls:
+            return
+        call = self._calls.popleft()
+        # Before the last look for calls: whoever adds one later wakes this loop, perhaps for nothing.
+        self._woken = False
+        if self._calls:
+            self._woken = True
             asyncio.get_running_loop().call_soon(self._make_next_call)
         call()
 
@@ -462,8 +456,9 @@ async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **k
             answered.set_result(None)
 
     call = _Call(io.loop, lambda: back.send(wake), bound)
+    context = copy_context()
     # A task that is cancelled cancels at once what it awaits, but comes to the line below in its next step only.
-    there.send(lambda: None if answered.cancelled() else call.begin())
+    there.send(lambda: None if answered.cancelled() else context.run(call.begin))
     try:
         await answered
     except BaseException:

@@ -21,6 +21,7 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote, unquote
 from uuid import UUID
@@ -256,6 +257,8 @@ def _is_segment(segment: str, limit: int) -> bool:
 _CUT_SLACK: Final = 12
 
 
+# The same few Dags, runs and keys come again and again.
+@lru_cache(maxsize=256)
 def _segment(text: str, limit: int) -> str:
     encoded = _encode(text)
     if len(encoded) <= limit:
