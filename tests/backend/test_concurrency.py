@@ -332,6 +332,8 @@ async def test_a_burst_opens_no_more_connections_than_it_may(task: TaskScope) ->
     assert server.stdout is not None
     endpoint_url = f"http://127.0.0.1:{int(await server.stdout.readline())}"
     try:
+        # With those of the I/O thread, which this may be the first to start.
+        await tasks_of_io_loop()
         before = open_descriptors()
         async with AsyncStateBackend(
             Settings(url="s3://state/burst", endpoint_url=endpoint_url, max_concurrency=8)

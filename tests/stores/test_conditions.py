@@ -38,8 +38,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.Mon
     else:
         if request.param == "moto-by-client":
             # A proxy is one of the things that only the client knows.
-            monkeypatch.setattr("async_state.stores.s3.bucket.prefork.find", lambda options: None)
-            monkeypatch.setattr("async_state.stores.s3.bucket.resolve", _no_endpoint)
+            monkeypatch.setattr("async_state.stores.s3.prefork.endpoint", _no_endpoint)
         settings = Settings(url="s3://state/conditions", endpoint_url=request.getfixturevalue("moto").url)
     return open_store(settings.url, settings, connections.empty(settings.url))
 

@@ -18,7 +18,7 @@ import pytest
 from async_state import Settings, codec, connections, iothread
 from async_state.stores import Store, open_store
 from async_state.stores.base import Entry
-from async_state.stores.s3 import S3Store, bucket, prefork
+from async_state.stores.s3 import S3Store, prefork
 from async_state.testing import Answer, FakeS3, Request, faults
 from async_state.testing.faults import Exchange, Fault
 from tests import servers
@@ -95,8 +95,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                 async def nowhere(*_: object) -> None:
                     """As where requests can't be composed."""
 
-                patch.setattr(bucket, "resolve", nowhere)
-                patch.setattr(prefork, "_endpoints", {})
+                patch.setattr(prefork, "endpoint", nowhere)
             yield place
 
 

@@ -19,12 +19,12 @@ import pytest
 from yarl import URL
 
 from async_state.connections.aws import AwsConnection
-from async_state.stores.s3.bucket import new_session
 from async_state.stores.s3.client import Client, open_client
 from async_state.stores.s3.direct import Direct
 from async_state.stores.s3.endpoint import resolve
 from async_state.stores.s3.operations import Operations
 from async_state.stores.s3.options import S3Options
+from async_state.stores.s3.session import new_session
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,7 @@ from airflow.sdk.state import TaskScope
 
 from async_state import AsyncStateBackend, Settings
 from async_state.errors import CorruptObjectError, StoreError
-from async_state.stores.s3 import bucket, prefork
+from async_state.stores.s3 import prefork
 from async_state.testing import Answer, FakeS3, Request, fake_s3, faults
 from async_state.testing.faults import Exchange, Fault
 from tests.stores.s3.direct import went_directly
@@ -28,13 +28,12 @@ XML = [("Content-Type", "application/xml")]
 def backend(
     request: pytest.FixtureRequest, opened: BackendOf, s3_settings: SettingsOf, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncStateBackend:
-    monkeypatch.setattr(prefork, "_endpoints", {})
     if not request.param:
 
         async def nowhere(*_: object) -> None:
             """As where requests can't be composed."""
 
-        monkeypatch.setattr(bucket, "resolve", nowhere)
+        monkeypatch.setattr(prefork, "endpoint", nowhere)
     return opened(s3_settings(max_attempts=2))
 
 

@@ -38,7 +38,7 @@ def _nothing_prepared_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def clients(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The options of all clients that are built for operations."""
+    """The options of all clients that are built, to find an endpoint or for operations."""
     built: list[Any] = []
 
     @contextlib.asynccontextmanager
@@ -47,16 +47,24 @@ def clients(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         async with client.open_client(options, session) as found:
             yield found
 
-    monkeypatch.setattr(bucket, "open_client", noted)
+    for module in bucket, prefork:
+        monkeypatch.setattr(module, "open_client", noted)
     return built
 
 
-def test_no_operation_needs_a_client(
-    opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, task: TaskScope, clients: list[Any]
-) -> None:
+@pytest.fixture
+def prepared(s3_settings: SettingsOf, clients: list[Any]) -> Settings:
+    """Settings that are prepared for."""
     prepare(s3_settings())
+    clients.clear()
+    return s3_settings()
+
+
+def test_no_operation_needs_a_client(
+    opened: BackendOf, prepared: Settings, moto: FakeS3, task: TaskScope, clients: list[Any]
+) -> None:
     assert not moto.requests
-    backend = opened(s3_settings())
+    backend = opened(prepared)
     ref = backend.serialize_task_state_store_to_ref(value="x", key="key", scope=task)
     assert backend.deserialize_task_state_store_from_ref(ref) == "x"
     backend.purge_task_state(ref)
@@ -74,13 +82,6 @@ def test_no_operation_needs_a_client(
     assert not clients
 
 
-@pytest.fixture
-def prepared(s3_settings: SettingsOf) -> Settings:
-    """Settings that are prepared for."""
-    prepare(s3_settings())
-    return s3_settings()
-
-
 @pytest.mark.anyio
 async def test_what_needs_a_client_gets_one(
     prepared: Settings, moto: FakeS3, task: TaskScope, clients: list[Any]
@@ -95,6 +96,19 @@ async def test_what_needs_a_client_gets_one(
         assert len(clients) == 1
 
 
+def test_a_process_that_was_not_prepared_finds_its_endpoint_once(
+    opened: BackendOf, s3_settings: SettingsOf, moto: FakeS3, task: TaskScope, clients: list[Any]
+) -> None:
+    """Also where connections were closed, or are those of other credentials."""
+    backend = opened(s3_settings())
+    for _ in range(2):
+        backend.set(task, "key", "1")
+        backend.close()
+    opened(s3_settings()).set(task, "key", "1")
+    assert [went_directly(request) for request in moto.requests] == [True] * 3
+    assert len(clients) == 1
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"region_name": "eu-west-3"}, {"url": "s3://state/another/prefix"}, {"max_concurrency": 3}],
@@ -102,22 +116,23 @@ async def test_what_needs_a_client_gets_one(
 )
 def test_other_settings_are_not_what_was_prepared(
     changed: dict[str, Any],
+    prepared: Settings,
     opened: BackendOf,
     s3_settings: SettingsOf,
     task: TaskScope,
     clients: list[Any],
 ) -> None:
-    prepare(s3_settings())
-    opened(s3_settings(**changed)).set(task, "key", "1")
-    assert len(clients) == 1
-    opened(s3_settings()).set(task, "key", "1")
-    assert len(clients) == 1
+    for _ in range(2):
+        opened(s3_settings(**changed)).set(task, "key", "1")
+        assert len(clients) == 1
+        opened(prepared).set(task, "key", "1")
+        assert len(clients) == 1
 
 
+@pytest.mark.usefixtures("prepared")
 def test_another_bucket_is_not_what_was_prepared(
     opened: BackendOf, s3_settings: SettingsOf, task: TaskScope, clients: list[Any]
 ) -> None:
-    prepare(s3_settings())
     with pytest.raises(StoreError, match=r"s3://another/.*NoSuchBucket"):
         opened(s3_settings(url="s3://another/prefix")).set(task, "key", "1")
     assert len(clients) == 1
@@ -136,15 +151,14 @@ def test_another_bucket_is_not_what_was_prepared(
 def test_another_environment_is_not_what_was_prepared(
     name: str,
     value: str,
+    prepared: Settings,
     opened: BackendOf,
-    s3_settings: SettingsOf,
     task: TaskScope,
     clients: list[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    prepare(s3_settings())
     monkeypatch.setenv(name, value)
-    opened(s3_settings()).set(task, "key", "1")
+    opened(prepared).set(task, "key", "1")
     assert len(clients) == 1
 
 
@@ -163,10 +177,10 @@ def test_another_config_file_is_not_what_was_prepared(
     monkeypatch.setenv(variable, str(file))
     prepare(s3_settings())
     opened(s3_settings()).set(task, "key", "1")
-    assert not clients
+    assert len(clients) == 1
     file.write_text("[default]\nregion = eu-west-3\n")
     opened(s3_settings()).set(task, "key", "1")
-    assert len(clients) == 1
+    assert len(clients) == 2
 
 
 @pytest.mark.anyio
@@ -194,17 +208,16 @@ async def test_an_operation_outlives_a_close(prepared: Settings, moto: FakeS3, t
 
 
 def test_credentials_are_those_of_the_process(
+    prepared: Settings,
     opened: BackendOf,
-    s3_settings: SettingsOf,
     moto: FakeS3,
     task: TaskScope,
     clients: list[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    prepare(s3_settings())
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOWN")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "own-token")
-    opened(s3_settings()).set(task, "key", "1")
+    opened(prepared).set(task, "key", "1")
     (request,) = moto.requests
     assert "Credential=AKIAOWN/" in request.headers["authorization"]
     assert request.headers["x-amz-security-token"] == "own-token"
@@ -248,6 +261,7 @@ def test_credentials_are_those_of_the_connection(
     monkeypatch.setenv("AIRFLOW_CONN_AWS_STATE", json.dumps(given))
     settings = s3_settings(aws_conn_id="aws_state")
     prepare(settings)
+    clients.clear()
     opened(settings).set(task, "key", "1")
     (request,) = moto.requests
     assert "Credential=AKIACONNECTION/" in request.headers["authorization"]

@@ -6,11 +6,12 @@
     direct.py      the five as one signed HTTP exchange each, past botocore's client
     client.py      the five through aiobotocore's client, by its documented interface alone
     commands.py    what only the commands send: through the client
-    endpoint.py    where requests go, read off requests that the client composes
-    signature.py   how requests are signed
+    endpoint.py    where direct requests go, read off requests that the client composes
+    signature.py   how direct requests are signed
     documents.py   S3's XML
     options.py     what a store is opened with
-    prefork.py     what forked processes inherit
+    session.py     sessions of aiobotocore: credentials and region
+    prefork.py     what is found out once, and inherited by forked processes
     errors.py      which errors pass, and what each means for the person on call
     _botocore.py   every internal of botocore, aiobotocore and aiohttp that makes this faster
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import NoCredentialsError
 
 from async_state import threads
-from async_state.stores.base import without_collections
 from async_state.stores.opened import Opened
 from async_state.stores.s3 import _botocore, prefork
 from async_state.stores.s3.client import Client, error_of, open_client
 from async_state.stores.s3.direct import Direct, connections
-from async_state.stores.s3.endpoint import Endpoint, resolve
+from async_state.stores.s3.endpoint import Endpoint
 from async_state.stores.s3.options import S3Options
+from async_state.stores.s3.session import new_session
 
 if TYPE_CHECKING:
     from aiobotocore.session import AioSession
@@ -35,21 +35,6 @@ async def open_bucket(options: S3Options) -> AsyncIterator[Bucket]:
         yield bucket
     finally:
         await bucket.retire()
-
-
-def new_session(options: S3Options) -> AioSession:
-    """Return a session that takes credentials and region from the options, where they have some."""
-    with without_collections():
-        session = _botocore.new_session()
-    if options.region_name:
-        # Also for the services that give credentials: in a private network, STS may be reached in this region only.
-        session.set_config_variable("region", options.region_name)
-    connection = options.connection
-    if connection.access_key_id:
-        session.set_credentials(connection.access_key_id, connection.secret_access_key, connection.session_token)
-    elif found := _botocore.environment_credentials():
-        session.set_credentials(*found)
-    return session
 
 
 class Bucket(Opened):
@@ -78,12 +63,7 @@ class Bucket(Opened):
             self._credentials = await self._session.get_credentials()
         if self._credentials is None:
             raise NoCredentialsError
-        endpoint = prefork.find(self._options)
-        if endpoint is None:
-            client = await self.client()
-            with error_of("GetCredentials"):
-                frozen = await self._credentials.get_frozen_credentials()
-            endpoint = await resolve(client.client, self._options.bucket, frozen)
+        endpoint = await prefork.endpoint(self._options)
         if endpoint is not None:
             self.direct = await self._open_direct(endpoint)
 

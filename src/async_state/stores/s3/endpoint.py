@@ -7,7 +7,6 @@ compose for the same operations is compared with it, so that requests are sent d
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -92,6 +91,11 @@ async def resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredential
 
     That is so behind a proxy, with S3 Express or with signatures of another version; and, with a warning, where what
     would be sent directly differs from what the client composes.
+
+    Args:
+        client: composes requests that are not sent.
+        bucket: where they go.
+        credentials: the client's.
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -117,11 +121,6 @@ async def _resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredentia
         return None
     theirs, url, given = _compared(put.headers), endpoint.of_object(_KEY), {"Content-Type": _CONTENT_TYPE}
     ours = _compared(endpoint.signed("PUT", url, given, _BODY, credentials, theirs["x-amz-date"]))
-    if _key_id(theirs) != _key_id(ours):
-        # They were renewed between the two, as those of a container may be each time one asks.
-        for headers in theirs, ours:
-            headers.pop("x-amz-security-token", None)
-            headers["authorization"] = re.sub("(Credential=|Signature=)[^/]*", r"\1", headers["authorization"])
     different = {name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)}
     if url != put.url or endpoint.of_list(_KEY, None) != listing.url:
         different.add("the URL")
@@ -162,10 +161,6 @@ async def _composed(client: S3Client, call: Awaitable[object]) -> Any:
     finally:
         client.meta.events.unregister("before-send.s3", take)
     return requests[0]
-
-
-def _key_id(headers: Mapping[str, str]) -> str:
-    return headers["authorization"].partition("Credential=")[2].partition("/")[0]
 
 
 def _compared(headers: Mapping[str, Any]) -> dict[str, str]:

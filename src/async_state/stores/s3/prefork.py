@@ -1,4 +1,4 @@
-"""What one process prepares for those that are forked from it: modules, models, certificates, and the endpoint.
+"""What is found out once, by a process or by one that it was forked from: a bucket's endpoint and the like.
 
 Airflow runs each task in a process of its own, whose first operation would otherwise do all of this. Whatever belongs
 to one process alone is made there: threads, connections, clients and credentials.
@@ -14,13 +14,17 @@ from os.path import expanduser
 from typing import Final
 
 import anyio.lowlevel
+from botocore.credentials import ReadOnlyCredentials
 
 from async_state.connections.aws import AwsConnection
-from async_state.stores.s3.endpoint import Endpoint
+from async_state.stores.s3 import _botocore
+from async_state.stores.s3.client import open_client
+from async_state.stores.s3.endpoint import Endpoint, resolve
 from async_state.stores.s3.options import S3Options
+from async_state.stores.s3.session import new_session
 
-#: The signature of a parent's request, which is not sent.
-_NO_CREDENTIALS: Final = AwsConnection(access_key_id="prefork", secret_access_key="prefork")  # noqa: S106
+#: What signs the requests that are composed to find an endpoint, and not sent.
+_KEY: Final = ReadOnlyCredentials("prefork", "prefork", "prefork")
 
 #: Endpoints by the options and the environment that they were resolved for.
 _endpoints: dict[tuple[S3Options, int], Endpoint | None] = {}
@@ -41,33 +45,26 @@ def prepare(options: S3Options) -> None:
         loop.run_until_complete(_prepare(options))
 
 
-def find(options: S3Options) -> Endpoint | None:
-    """Return the endpoint that was resolved for these options in this environment, if there is one."""
-    return _endpoints.get((_without_credentials(options), _environment())) if _endpoints else None
+async def endpoint(options: S3Options) -> Endpoint | None:
+    """Return the bucket's endpoint, as `resolve` does, which is asked once for these options in this environment."""
+    key = replace(options, connection=AwsConnection()), _environment()
+    if key not in _endpoints:
+        session = new_session(replace(options, connection=AwsConnection("", *_KEY)))
+        async with open_client(options, session) as client:
+            _endpoints[key] = await resolve(client, options.bucket, _KEY)
+    return _endpoints[key]
 
 
 async def _prepare(options: S3Options) -> None:
-    from async_state.stores.s3 import _botocore
-    from async_state.stores.s3.bucket import new_session
-    from async_state.stores.s3.client import open_client
-    from async_state.stores.s3.endpoint import resolve
-
     # anyio imports what it needs for asyncio when it first meets a loop.
     await anyio.lowlevel.checkpoint()
-    session = new_session(replace(options, connection=_NO_CREDENTIALS))
-    async with open_client(options, session) as client:
-        credentials = await (await session.get_credentials()).get_frozen_credentials()
-        # Signing for the comparison also imports modules and fills caches, which forked processes inherit.
-        _endpoints[_without_credentials(options), _environment()] = await resolve(client, options.bucket, credentials)
+    await endpoint(options)
+    session = _botocore.new_session()
     # Making the chain, which is asked for nothing here, imports modules, too.
     with contextlib.suppress(Exception):
         session.get_component("credential_provider")
     _botocore.tls_context(_botocore.ca_bundle(session))
     _botocore.keep_session()
-
-
-def _without_credentials(options: S3Options) -> S3Options:
-    return replace(options, connection=AwsConnection())
 
 
 def _environment() -> int:
