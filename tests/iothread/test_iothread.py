@@ -283,7 +283,30 @@ async def test_cancelling_at_once_leaves_nothing(backend: AsyncStateBackend, tas
 # The way from loop to loop.
 
 
-async def test_operations_that_start_together_cross_together_and_start_in_turn() -> None:
+@contextlib.contextmanager
+def io_loop_that_is_busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """Keep the I/O loop from doing anything in the block, and yield a list of the wakes that it is sent meanwhile."""
+    loop = iothread._io().loop
+    wakes: list[object] = []
+    wake = loop.call_soon_threadsafe
+    done = threading.Event()
+    wake(done.wait, PATIENCE)
+
+    def noted(callback: Callable[..., object], *args: object) -> asyncio.Handle:
+        wakes.append(callback)
+        return wake(callback, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "call_soon_threadsafe", noted)
+        try:
+            yield wakes
+        finally:
+            done.set()
+
+
+async def test_operations_that_start_together_wake_the_thread_once_and_start_in_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     begun: list[int] = []
     iterations: list[int] = []
     iteration = 0
@@ -305,7 +328,11 @@ async def test_operations_that_start_together_cross_together_and_start_in_turn()
         counting.cancel()
 
     counting = await iothread.arun(start_counting)
-    await asyncio.gather(*(iothread.arun(begin, number) for number in range(50)))
+    with io_loop_that_is_busy(monkeypatch) as wakes:
+        operations = [asyncio.create_task(iothread.arun(begin, number)) for number in range(50)]
+        await asyncio.sleep(0)
+        assert len(wakes) == 1
+    await asyncio.gather(*operations)
     await iothread.arun(stop, counting)
     assert begun == list(range(50))
     # One an iteration; and none waits for another, or for a second wake of the thread, in between.
@@ -326,15 +353,18 @@ async def test_operations_that_cross_together_keep_their_callers_contexts() -> N
     assert await asyncio.gather(*(call(number) for number in range(10))) == list(range(10))
 
 
-async def test_an_operation_that_is_cancelled_on_its_way_never_begins() -> None:
+async def test_an_operation_that_is_cancelled_on_its_way_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
 
     async def begin(number: int) -> None:
         begun.append(number)
 
-    operations = [asyncio.create_task(iothread.arun(begin, number)) for number in range(3)]
-    await asyncio.sleep(0)
-    operations[1].cancel()
+    with io_loop_that_is_busy(monkeypatch):
+        operations = [asyncio.create_task(iothread.arun(begin, number)) for number in range(3)]
+        await asyncio.sleep(0)
+        operations[1].cancel()
+        # The cancellation follows it.
+        await asyncio.wait(operations[1:2])
     await asyncio.wait(operations)
     assert operations[1].cancelled()
     assert begun == [0, 2]
