@@ -1,7 +1,7 @@
 """AWS's signature version 4 of a request, in its headers.
 
 botocore's signer makes the same one, but of any request to any service, and takes an eighth of a small put's CPU time.
-Whether the two are the same is compared for each bucket that is opened (`endpoint.py`).
+Whether the two are the same is compared for each bucket (`endpoint.py`).
 
 The rules are those of "Authenticating Requests: Using the Authorization Header" in Amazon S3's API reference.
 """
