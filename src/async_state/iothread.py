@@ -127,22 +127,29 @@ class _Bridge:
         self._target = weakref.ref(target)
         self._calls: deque[Callable[[], object]] = deque()
         self._woken = False
+        self._waking = False
 
     def send(self, call: Callable[[], object]) -> None:
         """Have the call made on the other loop, in the order of these."""
         self._calls.append(call)
-        if not self._woken and (target := self._target()) is not None:
-            self._woken = True
-            # A loop that is closed has nobody left who waits.
-            with contextlib.suppress(RuntimeError):
+        target = self._target()
+        # A signal handler may interrupt this before that loop is woken, and send a call as well, or raise.
+        if target is not None and (self._waking or not self._woken):
+            self._waking = self._woken = True
+            try:
                 target.call_soon_threadsafe(self._make_next_call)
+            except RuntimeError:
+                # It is closed, and has nobody left who waits.
+                self._calls.clear()
+                self._woken = False
+            self._waking = False
 
     def _make_next_call(self) -> None:
+        # Before the look for calls: whoever adds one after that wakes this loop, perhaps for nothing.
+        self._woken = False
         if not self._calls:
             return
         call = self._calls.popleft()
-        # Before the last look for calls: whoever adds one later wakes this loop, perhaps for nothing.
-        self._woken = False
         if self._calls:
             self._woken = True
             asyncio.get_running_loop().call_soon(self._make_next_call)

@@ -9,8 +9,11 @@ import inspect
 import sys
 import threading
 import uuid
+import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextvars import ContextVar
+from functools import partial
 
 import anyio
 import greenback
@@ -293,7 +296,9 @@ def io_loop_that_is_busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[objec
     wake(done.wait, PATIENCE)
 
     def noted(callback: Callable[..., object], *args: object) -> asyncio.Handle:
-        wakes.append(callback)
+        # Not those of stores that are collected meanwhile.
+        if isinstance(getattr(callback, "__self__", None), iothread._Bridge):
+            wakes.append(callback)
         return wake(callback, *args)
 
     with monkeypatch.context() as patched:
@@ -353,7 +358,10 @@ async def test_operations_that_cross_together_keep_their_callers_contexts() -> N
     assert await asyncio.gather(*(call(number) for number in range(10))) == list(range(10))
 
 
-async def test_an_operation_that_is_cancelled_on_its_way_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("follows", [True, False], ids=["a cancellation follows", "none follows"])
+async def test_an_operation_that_is_cancelled_on_its_way_never_begins(
+    follows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun: list[int] = []
 
     async def begin(number: int) -> None:
@@ -363,11 +371,79 @@ async def test_an_operation_that_is_cancelled_on_its_way_never_begins(monkeypatc
         operations = [asyncio.create_task(iothread.arun(begin, number)) for number in range(3)]
         await asyncio.sleep(0)
         operations[1].cancel()
-        # The cancellation follows it.
-        await asyncio.wait(operations[1:2])
+        if follows:
+            await asyncio.wait(operations[1:2])
+    # On this loop still nothing happens, so that nothing can follow what is on its way.
+    call = asyncio.run_coroutine_threadsafe(anyio.sleep(0), iothread._io().loop)
+    call.result(PATIENCE)
     await asyncio.wait(operations)
     assert operations[1].cancelled()
     assert begun == [0, 2]
+
+
+class _InterruptError(BaseException):
+    """As a signal handler raises it."""
+
+
+async def test_a_call_that_is_made_before_its_sender_has_looked_whether_to_wake_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = iothread._io().loop
+    there, _ = iothread._io().bridges(asyncio.get_running_loop())
+
+    class MadeAtOnce(deque[Callable[[], object]]):
+        def append(self, call: Callable[[], object]) -> None:
+            super().append(call)
+            # As one that is made with those before it.
+            made = threading.Event()
+            loop.call_soon_threadsafe(there._make_next_call)
+            loop.call_soon_threadsafe(made.set)
+            assert made.wait(PATIENCE)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(there, "_calls", MadeAtOnce())
+        await iothread.arun(anyio.sleep, 0)
+    with anyio.fail_after(PATIENCE):
+        await iothread.arun(anyio.sleep, 0)
+
+
+async def test_a_signal_that_comes_before_the_loop_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its handler sends a call, waits for that, and raises."""
+    loop = iothread._io().loop
+    there, _ = iothread._io().bridges(asyncio.get_running_loop())
+    made: list[str] = []
+    handled = threading.Event()
+
+    def of_handler() -> None:
+        made.append("the handler's")
+        handled.set()
+
+    with monkeypatch.context() as patched:
+
+        def interrupted(callback: Callable[..., object], *args: object) -> asyncio.Handle:
+            patched.undo()
+            there.send(of_handler)
+            assert handled.wait(PATIENCE)
+            raise _InterruptError
+
+        patched.setattr(loop, "call_soon_threadsafe", interrupted)
+        with pytest.raises(_InterruptError):
+            there.send(lambda: made.append("the interrupted one's"))
+    with anyio.fail_after(PATIENCE):
+        await iothread.arun(anyio.sleep, 0)
+    assert made == ["the interrupted one's", "the handler's"]
+
+
+async def test_calls_to_a_loop_that_is_closed_are_not_kept() -> None:
+    closed = asyncio.new_event_loop()
+    closed.close()
+    _, back = iothread._io().bridges(closed)
+    calls = [partial(print, number) for number in range(2)]
+    left = [weakref.ref(call) for call in calls]
+    while calls:
+        back.send(calls.pop())
+    gc.collect()
+    assert [call() for call in left] == [None, None]
 
 
 def test_a_loop_that_is_closed_before_the_answer_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:

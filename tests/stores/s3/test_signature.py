@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -103,6 +105,17 @@ def test_botocore_makes_the_same(method: str, target: str) -> None:
         assert ours == dict(theirs.headers.items())
 
 
+@pytest.fixture
+def elsewhere() -> Iterator[None]:
+    """A machine whose clock shows another time than UTC."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("elsewhere")
 def test_the_date_is_that_of_now_in_utc() -> None:
     signer: Any = S3SigV4Auth(KEYS[0], "s3", "us-east-1")
     before = signature.current_date()
@@ -112,12 +125,15 @@ def test_the_date_is_that_of_now_in_utc() -> None:
 
 
 def test_a_key_that_was_replaced_is_not_used() -> None:
-    def signed(credentials: ReadOnlyCredentials, date: str) -> str:
+    def signed(credentials: ReadOnlyCredentials, date: str, *, anew: bool = False) -> str:
+        if anew:
+            signature._key.cache_clear()
         arguments: Any = {"credentials": credentials, "scope": "us-east-1/s3/aws4_request", "date": date}
         return signature.signed("GET", "https://example.com/", {}, b"", **arguments)["Authorization"]
 
     first, second = ReadOnlyCredentials("AKIA", "first", None), ReadOnlyCredentials("AKIA", "second", None)
     dates = "20261127T000000Z", "20261128T000000Z"
-    made = [signed(credentials, date) for credentials, date in itertools.product((first, second), dates)]
-    assert len(set(made)) == 4
-    assert [signed(credentials, date) for credentials, date in itertools.product((first, second), dates)] == made
+    cases = list(itertools.product((first, second), dates))
+    expected = [signed(*case, anew=True) for case in cases]
+    assert len(set(expected)) == 4
+    assert [signed(*case) for case in [*cases, *cases]] == [*expected, *expected]

@@ -96,17 +96,22 @@ async def resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredential
         client: composes requests that are not sent.
         bucket: where they go.
         credentials: the client's.
+
+    Raises:
+        OSError: the system lacks something, such as descriptors.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError
 
     # Signing for them takes a request of its own, for credentials of the bucket.
     if bucket.endswith(_EXPRESS):
         return None
     try:
         return await _resolve(client, bucket, credentials)
-    except (BotoCoreError, ClientError, ValueError):
+    except (BotoCoreError, ValueError):
         # The operation that goes through the client tells what is wrong.
         return None
+    except OSError:  # of this moment, and not of this version
+        raise
     except Exception as e:  # whatever a new version of botocore does
         _botocore.warn("way of composing requests", f"{type(e).__name__}: {e}")
         return None

@@ -14,7 +14,6 @@ from os.path import expanduser
 from typing import Final
 
 import anyio.lowlevel
-from botocore.credentials import ReadOnlyCredentials
 
 from async_state.connections.aws import AwsConnection
 from async_state.stores.s3 import _botocore
@@ -24,7 +23,11 @@ from async_state.stores.s3.options import S3Options
 from async_state.stores.s3.session import new_session
 
 #: What signs the requests that are composed to find an endpoint, and not sent.
-_KEY: Final = ReadOnlyCredentials("prefork", "prefork", "prefork")
+_NO_CREDENTIALS: Final = AwsConnection(
+    access_key_id="prefork",
+    secret_access_key="prefork",  # noqa: S106
+    session_token="prefork",  # noqa: S106
+)
 
 #: Endpoints by the options and the environment that they were resolved for.
 _endpoints: dict[tuple[S3Options, int], Endpoint | None] = {}
@@ -49,9 +52,10 @@ async def endpoint(options: S3Options) -> Endpoint | None:
     """Return the bucket's endpoint, as `resolve` does, which is asked once for these options in this environment."""
     key = replace(options, connection=AwsConnection()), _environment()
     if key not in _endpoints:
-        session = new_session(replace(options, connection=AwsConnection("", *_KEY)))
+        session = new_session(replace(options, connection=_NO_CREDENTIALS))
         async with open_client(options, session) as client:
-            _endpoints[key] = await resolve(client, options.bucket, _KEY)
+            credentials = await (await session.get_credentials()).get_frozen_credentials()
+            _endpoints[key] = await resolve(client, options.bucket, credentials)
     return _endpoints[key]
 
 
