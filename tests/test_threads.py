@@ -113,10 +113,12 @@ def test_a_loop_that_is_closed_is_left_alone() -> None:
 
 def test_an_idle_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_MAX_IDLE_SECONDS", 0.01)
+    # Other tests may have left some, of which the last one is taken.
+    others = set(threads._idle[:-1])
     thread = asyncio.run(threads.call(threading.current_thread))
     thread.join(30)
     assert not thread.is_alive()
-    assert threads._idle == []
+    assert set(threads._idle) <= others
     # And is not missed.
     assert asyncio.run(threads.call(str, 1)) == "1"
 
