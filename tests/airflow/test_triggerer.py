@@ -53,8 +53,9 @@ from tests.airflow.triggers.watching import VALUE
 ROOT: Final = Path(__file__).parents[2]
 ROUNDS: Final = 2
 REQUEST_SECONDS: Final = 0.5
-# A loop that waits for one request stands still for twice as long.
-MOST_STANDSTILL_MS: Final = 250
+# A loop that waits for one request stands still for longer. One that does not has been seen at 270, where nine
+# processes shared two cores.
+MOST_STANDSTILL_MS: Final = 400
 EVENT_SECONDS: Final = 600.0
 #: What the names of the packaged examples' objects have in common.
 EXAMPLES: Final = "/async_state_"
