@@ -113,12 +113,21 @@ def test_a_loop_that_is_closed_is_left_alone() -> None:
 
 def test_an_idle_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_MAX_IDLE_SECONDS", 0.01)
-    # Other tests may have left some, of which the last one is taken.
-    others = set(threads._idle[:-1])
-    thread = asyncio.run(threads.call(threading.current_thread))
-    thread.join(30)
-    assert not thread.is_alive()
-    assert set(threads._idle) <= others
+    # Those that other tests have left wait with another limit until they are used.
+    count = len(threads._idle) + 1
+    all_at_once = threading.Barrier(count)
+
+    def use() -> threading.Thread:
+        all_at_once.wait(30)
+        return threading.current_thread()
+
+    async def use_all() -> list[threading.Thread]:
+        return await asyncio.gather(*(threads.call(use) for _ in range(count)))
+
+    for thread in asyncio.run(use_all()):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert threads._idle == []
     # And is not missed.
     assert asyncio.run(threads.call(str, 1)) == "1"
 

@@ -15,6 +15,7 @@ from async_state.stores import Store, open_store
 from async_state.stores.base import Details
 from async_state.testing import FakeS3, faults
 from tests.cloud_servers import AzureServer, GcsServer
+from tests.stores.s3.direct import send_nothing_directly
 
 T = TypeVar("T")
 
@@ -37,8 +38,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.Mon
         return opened_on(cloud_of(request.param, request))
     else:
         if request.param == "moto-by-client":
-            # A proxy is one of the things that only the client knows.
-            monkeypatch.setattr("async_state.stores.s3.prefork.endpoint", _no_endpoint)
+            send_nothing_directly(monkeypatch)
         settings = Settings(url="s3://state/conditions", endpoint_url=request.getfixturevalue("moto").url)
     return open_store(settings.url, settings, connections.empty(settings.url))
 
@@ -54,10 +54,6 @@ def opened_on(server: GcsServer | AzureServer) -> Store:
     else:
         settings = Settings(url="gs://state/conditions", endpoint_url=server.url)
     return open_store(settings.url, settings, connections.empty(settings.url))
-
-
-async def _no_endpoint(*_: object) -> None:
-    return None
 
 
 @pytest.fixture

@@ -18,10 +18,11 @@ import pytest
 from async_state import Settings, codec, connections, iothread
 from async_state.stores import Store, open_store
 from async_state.stores.base import Entry
-from async_state.stores.s3 import S3Store, prefork
+from async_state.stores.s3 import S3Store
 from async_state.testing import Answer, FakeS3, Request, faults
 from async_state.testing.faults import Exchange, Fault
 from tests import servers
+from tests.stores.s3.direct import send_nothing_directly
 from tests.stores.test_stores import arun
 
 if TYPE_CHECKING:
@@ -91,11 +92,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             if "versions" in kind:
                 client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
             if "client" in kind:
-
-                async def nowhere(*_: object) -> None:
-                    """As where requests can't be composed."""
-
-                patch.setattr(prefork, "endpoint", nowhere)
+                send_nothing_directly(patch)
             yield place
 
 

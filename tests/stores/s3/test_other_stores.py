@@ -14,10 +14,9 @@ from airflow.sdk.state import TaskScope
 
 from async_state import AsyncStateBackend, Settings
 from async_state.errors import CorruptObjectError, StoreError
-from async_state.stores.s3 import prefork
 from async_state.testing import Answer, FakeS3, Request, fake_s3, faults
 from async_state.testing.faults import Exchange, Fault
-from tests.stores.s3.direct import went_directly
+from tests.stores.s3.direct import send_nothing_directly, went_directly
 
 SettingsOf = Callable[..., Settings]
 BackendOf = Callable[..., AsyncStateBackend]
@@ -29,11 +28,7 @@ def backend(
     request: pytest.FixtureRequest, opened: BackendOf, s3_settings: SettingsOf, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncStateBackend:
     if not request.param:
-
-        async def nowhere(*_: object) -> None:
-            """As where requests can't be composed."""
-
-        monkeypatch.setattr(prefork, "endpoint", nowhere)
+        send_nothing_directly(monkeypatch)
     return opened(s3_settings(max_attempts=2))
 
 
