@@ -19,7 +19,7 @@ def went_directly(request: Request) -> bool:
 def send_nothing_directly(patch: pytest.MonkeyPatch) -> None:
     """Have all requests go through the client, as behind a proxy."""
 
-    async def nowhere(_: object) -> None:
+    async def nowhere(*_: object) -> None:
         return None
 
     patch.setattr(prefork, "endpoint", nowhere)

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import botocore.session
@@ -32,7 +33,12 @@ from tests.programs.common import fork, outcome
 from tests.stores.s3.direct import went_directly
 
 #: aiohttp, or botocore's client, needs them itself: without them nothing would work, ours or not.
-SHARED = {"Loader.list_available_services", "Loader.list_api_versions", "ClientSession._retry_connection"}
+SHARED = {
+    "Loader.list_available_services",
+    "Loader.list_api_versions",
+    "JSONFileLoader.load_file",
+    "ClientSession._retry_connection",
+}
 #: An environment without credentials is nothing to warn of; the base class finds none either.
 SILENT = {("EnvProvider.load", "missing"), ("EnvProvider.load", "returning nothing")}
 CASES = [
@@ -184,6 +190,15 @@ def test_an_aiohttp_that_can_not_be_told_to_send_once(
     assert "_retry_connection" in caplog.text
 
 
+def test_a_loader_that_is_not_known(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(_botocore, "_warned", set())
+    loader = object()
+    session: Any = SimpleNamespace(get_component=lambda _: loader)
+    assert _botocore._quick_loader(session) is loader
+    assert "list_available_services" in caplog.text
+    assert "JSONFileLoader.load_file" in caplog.text
+
+
 #: The sources as they were when this was last read against them. A difference is not a defect, since everything fails
 #: open: it says on the day of an upgrade what to read again. ``python -m tests.stores.s3.test_internals`` prints them.
 PINS: dict[str, dict[str, str | None]] = {
@@ -194,6 +209,7 @@ PINS: dict[str, dict[str, str | None]] = {
         "EnvProvider.load": "668d3c9726e149ae",
         "Loader.list_available_services": "ba2bafd04efdbf18",
         "Loader.list_api_versions": "ba2bafd04efdbf18",
+        "JSONFileLoader.load_file": "4b6735d5cf3c559f",
         "ClientSession._retry_connection": None,
     },
 }
@@ -211,15 +227,33 @@ def test_the_sources_are_those_that_were_read() -> None:
     assert {internal.name: source_hash(internal) for internal in INTERNALS} == PINS[botocore.__version__]
 
 
-def test_services_are_found_as_botocore_finds_them() -> None:
-    ours = _botocore.new_session().get_component("data_loader")
-    botocores = botocore.session.get_session().get_component("data_loader")
+@pytest.fixture
+def loaders(fresh: None) -> tuple[Any, Any]:
+    """Ours and botocore's."""
+    ours, botocores = _botocore.new_session(), botocore.session.get_session()
+    return ours.get_component("data_loader"), botocores.get_component("data_loader")
+
+
+def test_services_are_found_as_botocore_finds_them(loaders: tuple[Any, Any]) -> None:
     # STS and SSO are those that credentials come from.
     for service in "s3", "sts", "sso", "sso-oidc":
-        found, wanted = (loader.load_service_model(service, "service-2") for loader in (ours, botocores))
-        assert found["metadata"] == wanted["metadata"]
+        for kind in "service-2", "endpoint-rule-set-1":
+            found, wanted = (loader.load_service_model(service, kind) for loader in loaders)
+            assert json.dumps(found) == json.dumps(wanted)
+    for name in "endpoints", "partitions", "sdk-default-configuration":
+        found, wanted = (loader.load_data(name) for loader in loaders)
+        assert json.dumps(found) == json.dumps(wanted)
     with pytest.raises(UnknownServiceError, match="nothing"):
-        ours.load_service_model("nothing", "service-2")
+        loaders[0].load_service_model("nothing", "service-2")
+
+
+def test_a_model_that_is_no_json_is_left_to_botocore(loaders: tuple[Any, Any], tmp_path: Path) -> None:
+    model = tmp_path / "endpoints.json"
+    model.write_text("{")
+    for loader in loaders:
+        loader.search_paths.insert(0, str(tmp_path))
+        with pytest.raises(json.JSONDecodeError):
+            loader.load_data("endpoints")
 
 
 if __name__ == "__main__":

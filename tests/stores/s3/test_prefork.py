@@ -42,9 +42,9 @@ def clients(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     built: list[Any] = []
 
     @contextlib.asynccontextmanager
-    async def noted(options: Any, session: Any) -> AsyncIterator[Any]:
+    async def noted(options: Any, *arguments: Any) -> AsyncIterator[Any]:
         built.append(options)
-        async with client.open_client(options, session) as found:
+        async with client.open_client(options, *arguments) as found:
             yield found
 
     for module in bucket, prefork:

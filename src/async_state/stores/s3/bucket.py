@@ -63,7 +63,7 @@ class Bucket(Opened):
             self._credentials = await self._session.get_credentials()
         if self._credentials is None:
             raise NoCredentialsError
-        endpoint = await prefork.endpoint(self._options)
+        endpoint = await prefork.endpoint(self._options, self._session)
         if endpoint is not None:
             self.direct = await self._open_direct(endpoint)
 

@@ -25,6 +25,7 @@ from async_state.stores.s3.options import S3Options
 
 if TYPE_CHECKING:
     from aiobotocore.session import AioSession
+    from botocore.credentials import ReadOnlyCredentials
     from types_aiobotocore_s3 import S3Client
 
 #: What the answers' bodies hold; nothing at all where it is empty.
@@ -89,12 +90,15 @@ def entry(key: str, size: int, modified: datetime, etag: str) -> Entry:
 
 
 @asynccontextmanager
-async def open_client(options: S3Options, session: AioSession) -> AsyncIterator[S3Client]:
+async def open_client(
+    options: S3Options, session: AioSession, credentials: ReadOnlyCredentials | None = None
+) -> AsyncIterator[S3Client]:
     """Build a client, and close its connections in the end.
 
     Args:
         options: how to reach the bucket.
         session: it has looked its credentials up already, since looking them up may take a request.
+        credentials: to sign with in place of the session's, which are then not looked up.
     """
     from aiobotocore.config import AioConfig
 
@@ -115,7 +119,13 @@ async def open_client(options: S3Options, session: AioSession) -> AsyncIterator[
     )
     with without_collections():
         creating = session.create_client(
-            "s3", endpoint_url=options.endpoint_url, region_name=options.region_name, config=config
+            "s3",
+            options.region_name,
+            endpoint_url=options.endpoint_url,
+            config=config,
+            aws_access_key_id=credentials and credentials.access_key,
+            aws_secret_access_key=credentials and credentials.secret_key,
+            aws_session_token=credentials and credentials.token,
         )
         client = await creating.__aenter__()
     try:

@@ -11,9 +11,10 @@ import contextlib
 import os
 from dataclasses import replace
 from os.path import expanduser
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio.lowlevel
+from botocore.credentials import ReadOnlyCredentials
 
 from async_state.connections.aws import AwsConnection
 from async_state.stores.s3 import _botocore
@@ -22,12 +23,11 @@ from async_state.stores.s3.endpoint import Endpoint, resolve
 from async_state.stores.s3.options import S3Options
 from async_state.stores.s3.session import new_session
 
+if TYPE_CHECKING:
+    from aiobotocore.session import AioSession
+
 #: What signs the requests that are composed to find an endpoint, and not sent.
-_NO_CREDENTIALS: Final = AwsConnection(
-    access_key_id="prefork",
-    secret_access_key="prefork",  # noqa: S106
-    session_token="prefork",  # noqa: S106
-)
+_NO_CREDENTIALS: Final = ReadOnlyCredentials("prefork", "prefork", "prefork")
 
 #: Endpoints by the options and the environment that they were resolved for.
 _endpoints: dict[tuple[S3Options, int], Endpoint | None] = {}
@@ -48,22 +48,20 @@ def prepare(options: S3Options) -> None:
         loop.run_until_complete(_prepare(options))
 
 
-async def endpoint(options: S3Options) -> Endpoint | None:
+async def endpoint(options: S3Options, session: AioSession) -> Endpoint | None:
     """Return the bucket's endpoint, as `resolve` does, which is asked once for these options in this environment."""
     key = replace(options, connection=AwsConnection()), _environment()
     if key not in _endpoints:
-        session = new_session(replace(options, connection=_NO_CREDENTIALS))
-        async with open_client(options, session) as client:
-            credentials = await (await session.get_credentials()).get_frozen_credentials()
-            _endpoints[key] = await resolve(client, options.bucket, credentials)
+        async with open_client(options, session, _NO_CREDENTIALS) as client:
+            _endpoints[key] = await resolve(client, options.bucket, _NO_CREDENTIALS)
     return _endpoints[key]
 
 
 async def _prepare(options: S3Options) -> None:
     # anyio imports what it needs for asyncio when it first meets a loop.
     await anyio.lowlevel.checkpoint()
-    await endpoint(options)
-    session = _botocore.new_session()
+    session = new_session(options)
+    await endpoint(options, session)
     # Making the chain, which is asked for nothing here, imports modules, too.
     with contextlib.suppress(Exception):
         session.get_component("credential_provider")
