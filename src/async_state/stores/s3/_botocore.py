@@ -66,12 +66,13 @@ def fast_path(what: str) -> Iterator[None]:
 
     Raises:
         botocore.exceptions.BotoCoreError: what botocore says of the environment, such as of a missing profile.
+        OSError: the system lacks something, such as a file or descriptors.
     """
     from botocore.exceptions import BotoCoreError
 
     try:
         yield
-    except BotoCoreError:
+    except (BotoCoreError, OSError):
         raise
     except Exception as e:  # whatever a new version of botocore does
         warn(what, f"{type(e).__name__}: {e}")
@@ -196,26 +197,21 @@ def tls_context(ca_bundle: str | None) -> ssl.SSLContext | None:
     Raises:
         OSError: the bundle can't be read; `ssl.SSLError` is one, too.
     """
-    context: ssl.SSLContext | None = None
-    file: Path | None = None
     with fast_path("botocore.httpsession.get_cert_path"):
         from botocore.httpsession import create_urllib3_context, get_cert_path
 
         verify: Any = ca_bundle or True
-        found: tuple[object, object] = get_cert_path(verify), create_urllib3_context()
-        if not isinstance(found[0], str) or not isinstance(found[1], ssl.SSLContext):
-            raise TypeError(f"{found[0]!r} and {found[1]!r}")
-        file, context = Path(found[0]), found[1]
-    # None of them, where the block failed.
-    if file is None or context is None:  # type: ignore[redundant-expr]
-        return None  # type: ignore[unreachable]
-    status = file.stat()
-    key = (str(file), status.st_ino, status.st_size, status.st_mtime_ns)
-    if key not in _contexts:
-        context.check_hostname = True
-        context.load_verify_locations(str(file))
-        _contexts[key] = context
-    return _contexts[key]
+        trusted: Any = get_cert_path(verify)
+        file, context = Path(trusted), create_urllib3_context()
+        status = file.stat()
+        key = (file, status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in _contexts:
+            context.check_hostname = True
+            context.load_verify_locations(file)
+            _contexts[key] = context
+        return _contexts[key]
+    # Where the block failed.
+    return None  # type: ignore[unreachable]
 
 
 def ca_bundle(session: AioSession) -> str | None:

@@ -29,10 +29,9 @@ def refusals(content: bytes) -> list[Refusal]:
     Raises:
         NotS3Error: it is no such answer.
     """
-    root, tag = _document(content, "DeleteResult")
     return [
-        Refusal(_text(error, tag("Key")), error.findtext(tag("Code")) or "", error.findtext(tag("Message")) or "")
-        for error in root.iterfind(tag("Error"))
+        Refusal(_text(error, "Key"), error.findtext("Code") or "", error.findtext("Message") or "")
+        for error in _document(content, "DeleteResult").iterfind("Error")
     ]
 
 
@@ -42,50 +41,48 @@ def page(content: bytes) -> Page:
     Raises:
         NotS3Error: it is no such answer, an entry lacks something, or it is truncated without a token for the rest.
     """
-    root, tag = _document(content, "ListBucketResult")
-    is_encoded = root.findtext(tag("EncodingType")) == "url"
-    key, size, modified, etag = tag("Key"), tag("Size"), tag("LastModified"), tag("ETag")
+    root = _document(content, "ListBucketResult")
+    is_encoded = root.findtext("EncodingType") == "url"
     entries = [
         Entry(
-            unquote_plus(_text(item, key)) if is_encoded else _text(item, key),
-            int(_text(item, size)),
-            _time(_text(item, modified)),
-            (item.findtext(etag) or "").strip('"'),
+            unquote_plus(_text(item, "Key")) if is_encoded else _text(item, "Key"),
+            int(_text(item, "Size")),
+            _time(_text(item, "LastModified")),
+            (item.findtext("ETag") or "").strip('"'),
         )
-        for item in root.iterfind(tag("Contents"))
+        for item in root.iterfind("Contents")
     ]
-    truncated = root.findtext(tag("IsTruncated")) == "true"
-    return Page(entries, _text(root, tag("NextContinuationToken")) if truncated else None)
+    truncated = root.findtext("IsTruncated") == "true"
+    return Page(entries, _text(root, "NextContinuationToken") if truncated else None)
 
 
 def error(content: bytes) -> dict[str, str]:
     """Return the fields of an error's document, or nothing if ``content`` is none."""
     try:
-        root, _ = _document(content, "Error")
+        return {child.tag: child.text or "" for child in _document(content, "Error")}
     except NotS3Error:
         return {}
-    return {child.tag.rpartition("}")[2]: child.text or "" for child in root}
 
 
-class _Tags:
-    """Names of elements in the namespace of a document, which not every store gives."""
-
-    def __init__(self, root: ElementTree.Element) -> None:
-        self._namespace = root.tag[: root.tag.find("}") + 1]
-
-    def __call__(self, name: str) -> str:
-        return self._namespace + name
-
-
-def _document(content: bytes, name: str) -> tuple[ElementTree.Element, _Tags]:
+def _document(content: bytes, name: str) -> ElementTree.Element:
     try:
         root = ElementTree.fromstring(content)  # noqa: S314 - a store can harm those who trust it with their state anyway
     except ElementTree.ParseError as e:
         raise NotS3Error(f"the answer is no XML document: {e}") from None
-    tag = _Tags(root)
-    if root.tag != tag(name):
+    # Not every store gives the namespace.
+    namespace = root.tag[: root.tag.find("}") + 1]
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(namespace)
+    if root.tag != name:
         raise NotS3Error(f"the answer is not a {name}")
-    return root, tag
+    return root
+
+
+def _text(element: ElementTree.Element, name: str) -> str:
+    text = element.findtext(name)
+    if not text:
+        raise NotS3Error(f"the answer lacks a {name}")
+    return text
 
 
 def _time(text: str) -> datetime:
@@ -94,10 +91,3 @@ def _time(text: str) -> datetime:
         return datetime.fromisoformat(f"{text[:19]}+00:00")
     except ValueError:
         raise NotS3Error(f"the answer has a time that is none: {text!r}") from None
-
-
-def _text(element: ElementTree.Element, tag: str) -> str:
-    text = element.findtext(tag)
-    if not text:
-        raise NotS3Error(f"the answer lacks a {tag.rpartition('}')[2]}")
-    return text

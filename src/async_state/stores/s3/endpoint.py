@@ -73,15 +73,8 @@ class Endpoint:
         date: str,
     ) -> dict[str, str]:
         """Return the headers of a request: those given, the client's own, and the signature."""
-        signed = signature.signed(
-            method,
-            url,
-            {"Host": self.host, **headers},
-            body if self.signs_body else None,
-            credentials=credentials,
-            scope=self.scope,
-            date=date,
-        )
+        given, hashed = {"Host": self.host, **headers}, body if self.signs_body else None
+        signed = signature.signed(method, url, given, hashed, credentials=credentials, scope=self.scope, date=date)
         signed["User-Agent"] = self.user_agent
         return signed
 

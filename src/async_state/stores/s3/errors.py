@@ -177,10 +177,8 @@ def map_exceptions(what: str, where: str, attempts: Attempts) -> Iterator[None]:
         yield
     except AsyncStateError:
         raise
-    except (S3Error, NotS3Error, ClientError, boto.BotoCoreError, OSError, ValueError) as e:
-        raise store_error(e, what, where, attempts) from _without_secrets(e)
-    except RuntimeError as e:
-        if not is_of_credentials(e):
+    except (S3Error, NotS3Error, ClientError, boto.BotoCoreError, OSError, ValueError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and not is_of_credentials(e):
             raise
         raise store_error(e, what, where, attempts) from _without_secrets(e)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from async_state.stores.base import Page
 
 
+@dataclass(eq=False)
 class S3Error(Exception):
     """S3 answered a request with an error.
 
@@ -20,23 +22,15 @@ class S3Error(Exception):
         retry_after: the ``Retry-After`` header as it was sent, or an empty string.
     """
 
-    def __init__(
-        self,
-        code: str,
-        message: str,
-        *,
-        status: int = 0,
-        request_id: str = "",
-        operation: str = "",
-        retry_after: str = "",
-    ) -> None:
-        super().__init__(f"{code or f'HTTP {status}'}: {message}")
-        self.code = code
-        self.message = message
-        self.status = status
-        self.request_id = request_id
-        self.operation = operation
-        self.retry_after = retry_after
+    code: str
+    message: str
+    status: int = 0
+    request_id: str = ""
+    operation: str = ""
+    retry_after: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.code or f'HTTP {self.status}'}: {self.message}"
 
 
 class NotS3Error(Exception):
