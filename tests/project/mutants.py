@@ -69,6 +69,10 @@ EQUIVALENT: dict[str, str] = {
     "self._may_run = None": "it is as false as False",
     "timer = loop.call_later(timeout, wake, None)": "it is as false as False",
     'return _CONNECTIONS.get(url.rpartition("://")[0], "")': "no URL of a cloud has two of them",
+    'signature = hmac.digest(_key(credentials.secret_key, scope), text.encode(), "SHA256").hex()': (
+        "a hash's name may be written in either case"
+    ),
+    'namespace = root.tag[: root.tag.rfind("}") + 1]': "no name of an element has a brace",
     'return quote(text, safe="XX:XX").replace("~", "%7E")': "a letter is never quoted",
 }
 
