@@ -72,7 +72,6 @@ EQUIVALENT: dict[str, str] = {
     'signature = hmac.digest(_key(credentials.secret_key, scope), text.encode(), "SHA256").hex()': (
         "a hash's name may be written in either case"
     ),
-    'namespace = root.tag[: root.tag.rfind("}") + 1]': "no name of an element has a brace",
     'return quote(text, safe="XX:XX").replace("~", "%7E")': "a letter is never quoted",
 }
 

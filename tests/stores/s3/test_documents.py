@@ -1,4 +1,4 @@
-"""S3's documents, as stores write them: with a namespace, with another name for it, or without one."""
+"""S3's documents, as stores write them: with a namespace, with a prefix for it, or without one."""
 
 from __future__ import annotations
 

@@ -190,6 +190,12 @@ def test_an_aiohttp_that_can_not_be_told_to_send_once(
     assert "_retry_connection" in caplog.text
 
 
+def test_a_loader_that_asks_for_files_in_another_way(loaders: tuple[Any, Any]) -> None:
+    ours, botocores = (loader.file_loader.load_file for loader in loaders)
+    path = str(Path(botocore.session.__file__).parent / "data" / "partitions")
+    assert ours(file_path=path) == botocores(file_path=path)
+
+
 def test_a_loader_that_is_not_known(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(_botocore, "_warned", set())
     loader = object()

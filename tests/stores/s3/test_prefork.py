@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk.state import TaskScope
+from botocore.credentials import Credentials
 
 from async_state import AsyncStateBackend, Settings
 from async_state.errors import StoreAccessError, StoreError
@@ -289,6 +291,8 @@ def test_what_is_prepared_holds_no_credentials(s3_settings: SettingsOf, monkeypa
     assert any(found.values())
     assert "AKIAPARENT" not in repr(found)
     assert "-of-parent" not in repr(found)
+    # Nor has what is garbage by now, which a parent may freeze and each of its children then keeps.
+    assert not [o for o in gc.get_objects() if isinstance(o, Credentials) and o.access_key == "AKIAPARENT"]
 
 
 @pytest.mark.parametrize("is_prepared", [False, True], ids=["unprepared", "prepared"])

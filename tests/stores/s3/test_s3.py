@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from airflow.sdk._shared.secrets_masker import SecretsMasker
 from airflow.sdk.state import AssetScope, TaskScope
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
@@ -25,6 +27,7 @@ from async_state.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
+from async_state.stores.s3.operations import S3Error
 from async_state.testing import Answer, FakeS3, faults
 from async_state.testing.faults import Exchange, Fault
 from tests import servers
@@ -421,6 +424,15 @@ def test_a_body_that_is_cut_off(on_moto: AsyncStateBackend, moto: FakeS3, task: 
         on_moto.deserialize_task_state_store_from_ref(ref)
     assert ref in str(caught.value)
     assert on_moto.deserialize_task_state_store_from_ref(ref) == "x" * 1000
+
+
+def test_airflow_masks_secrets_in_what_s3_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SecretsMasker, "mask_secrets_in_logs", True)
+    masker = SecretsMasker()  # type: ignore[no-untyped-call]
+    masker.add_mask("password-of-a-connection")
+    error = S3Error("BadDigest", "not password-of-a-connection", status=400)
+    masker.filter(logging.makeLogRecord({"exc_info": (S3Error, error, None)}))
+    assert str(error) == "BadDigest: not ***"
 
 
 def test_control_characters_in_keys_do_not_reach_messages(

@@ -97,8 +97,8 @@ async def open_client(
 
     Args:
         options: how to reach the bucket.
-        session: it has looked its credentials up already, since looking them up may take a request.
-        credentials: to sign with in place of the session's, which are then not looked up.
+        session: it has looked its credentials up already, as that may take a request, unless others are given.
+        credentials: to sign with in place of the session's.
     """
     from aiobotocore.config import AioConfig
 

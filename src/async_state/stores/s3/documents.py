@@ -70,9 +70,8 @@ def _document(content: bytes, name: str) -> ElementTree.Element:
     except ElementTree.ParseError as e:
         raise NotS3Error(f"the answer is no XML document: {e}") from None
     # Not every store gives the namespace.
-    namespace = root.tag[: root.tag.find("}") + 1]
     for element in root.iter():
-        element.tag = element.tag.removeprefix(namespace)
+        element.tag = element.tag.rpartition("}")[2]
     if root.tag != name:
         raise NotS3Error(f"the answer is not a {name}")
     return root

@@ -73,8 +73,8 @@ class Endpoint:
         date: str,
     ) -> dict[str, str]:
         """Return the headers of a request: those given, the client's own, and the signature."""
-        given, hashed = {"Host": self.host, **headers}, body if self.signs_body else None
-        signed = signature.signed(method, url, given, hashed, credentials=credentials, scope=self.scope, date=date)
+        given, hashed_body = {"Host": self.host, **headers}, body if self.signs_body else None
+        signed = signature.signed(method, url, given, hashed_body, credentials=credentials, scope=self.scope, date=date)
         signed["User-Agent"] = self.user_agent
         return signed
 

@@ -29,8 +29,9 @@ class S3Error(Exception):
     operation: str = ""
     retry_after: str = ""
 
-    def __str__(self) -> str:
-        return f"{self.code or f'HTTP {self.status}'}: {self.message}"
+    def __post_init__(self) -> None:
+        # What an exception is made with is what Airflow masks secrets in.
+        super().__init__(f"{self.code or f'HTTP {self.status}'}: {self.message}")
 
 
 class NotS3Error(Exception):

@@ -21,7 +21,6 @@ from async_state.stores.s3 import _botocore
 from async_state.stores.s3.client import open_client
 from async_state.stores.s3.endpoint import Endpoint, resolve
 from async_state.stores.s3.options import S3Options
-from async_state.stores.s3.session import new_session
 
 if TYPE_CHECKING:
     from aiobotocore.session import AioSession
@@ -34,7 +33,7 @@ _endpoints: dict[tuple[S3Options, int], Endpoint | None] = {}
 
 
 def prepare(options: S3Options) -> None:
-    """Do what an operation's first would otherwise do in this process, or in each that is forked from it.
+    """Do what a first operation would otherwise do in this process, or in each that is forked from it.
 
     It looks no credentials up, and leaves no thread, client or connection. It sends nothing, but for what botocore asks
     the instance where AWS's configuration has ``defaults_mode = auto``.
@@ -49,7 +48,12 @@ def prepare(options: S3Options) -> None:
 
 
 async def endpoint(options: S3Options, session: AioSession) -> Endpoint | None:
-    """Return the bucket's endpoint, as `resolve` does, which is asked once for these options in this environment."""
+    """Return what `resolve` finds for the bucket, which is asked once for these options in this environment.
+
+    Args:
+        options: the bucket and how to reach it.
+        session: builds the client that is asked; its credentials are not used.
+    """
     key = replace(options, connection=AwsConnection()), _environment()
     if key not in _endpoints:
         async with open_client(options, session, _NO_CREDENTIALS) as client:
@@ -60,7 +64,7 @@ async def endpoint(options: S3Options, session: AioSession) -> Endpoint | None:
 async def _prepare(options: S3Options) -> None:
     # anyio imports what it needs for asyncio when it first meets a loop.
     await anyio.lowlevel.checkpoint()
-    session = new_session(options)
+    session = _botocore.new_session()
     await endpoint(options, session)
     # Making the chain, which is asked for nothing here, imports modules, too.
     with contextlib.suppress(Exception):
