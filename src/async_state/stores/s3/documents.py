@@ -29,9 +29,11 @@ def refusals(content: bytes) -> list[Refusal]:
     Raises:
         NotS3Error: it is no such answer.
     """
+    root, namespace = _document(content, "DeleteResult")
+    key, code, message = namespace + "Key", namespace + "Code", namespace + "Message"
     return [
-        Refusal(_text(error, "Key"), error.findtext("Code") or "", error.findtext("Message") or "")
-        for error in _document(content, "DeleteResult").iterfind("Error")
+        Refusal(_text(error, key), error.findtext(code) or "", error.findtext(message) or "")
+        for error in root.iterfind(namespace + "Error")
     ]
 
 
@@ -41,46 +43,50 @@ def page(content: bytes) -> Page:
     Raises:
         NotS3Error: it is no such answer, an entry lacks something, or it is truncated without a token for the rest.
     """
-    root = _document(content, "ListBucketResult")
-    is_encoded = root.findtext("EncodingType") == "url"
+    root, namespace = _document(content, "ListBucketResult")
+    key, size, modified, etag = (namespace + name for name in ("Key", "Size", "LastModified", "ETag"))
+    is_encoded = root.findtext(namespace + "EncodingType") == "url"
     entries = [
         Entry(
-            unquote_plus(_text(item, "Key")) if is_encoded else _text(item, "Key"),
-            int(_text(item, "Size")),
-            _time(_text(item, "LastModified")),
-            (item.findtext("ETag") or "").strip('"'),
+            unquote_plus(_text(item, key)) if is_encoded else _text(item, key),
+            int(_text(item, size)),
+            _time(_text(item, modified)),
+            (item.findtext(etag) or "").strip('"'),
         )
-        for item in root.iterfind("Contents")
+        for item in root.iterfind(namespace + "Contents")
     ]
-    truncated = root.findtext("IsTruncated") == "true"
-    return Page(entries, _text(root, "NextContinuationToken") if truncated else None)
+    truncated = root.findtext(namespace + "IsTruncated") == "true"
+    return Page(entries, _text(root, namespace + "NextContinuationToken") if truncated else None)
 
 
 def error(content: bytes) -> dict[str, str]:
     """Return the fields of an error's document, or nothing if ``content`` is none."""
     try:
-        return {child.tag: child.text or "" for child in _document(content, "Error")}
+        root, _ = _document(content, "Error")
     except NotS3Error:
         return {}
+    return {_name(child): child.text or "" for child in root}
 
 
-def _document(content: bytes, name: str) -> ElementTree.Element:
+def _document(content: bytes, name: str) -> tuple[ElementTree.Element, str]:
+    """Return the document's root, and what its elements' tags begin with; not every store gives the namespace."""
     try:
         root = ElementTree.fromstring(content)  # noqa: S314 - a store can harm those who trust it with their state anyway
     except ElementTree.ParseError as e:
         raise NotS3Error(f"the answer is no XML document: {e}") from None
-    # Not every store gives the namespace.
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-    if root.tag != name:
+    if _name(root) != name:
         raise NotS3Error(f"the answer is not a {name}")
-    return root
+    return root, root.tag.removesuffix(name)
 
 
-def _text(element: ElementTree.Element, name: str) -> str:
-    text = element.findtext(name)
+def _name(element: ElementTree.Element) -> str:
+    return element.tag.rpartition("}")[2]
+
+
+def _text(element: ElementTree.Element, tag: str) -> str:
+    text = element.findtext(tag)
     if not text:
-        raise NotS3Error(f"the answer lacks a {name}")
+        raise NotS3Error(f"the answer lacks a {tag.rpartition('}')[2]}")
     return text
 
 
