@@ -91,6 +91,11 @@ def test_an_entry_without_an_etag(document: Document) -> None:
     assert documents.page(document(content)).entries == [ENTRY._replace(etag="")]
 
 
+def test_what_is_lacking_is_named_as_s3_does(document: Document) -> None:
+    with pytest.raises(NotS3Error, match=r"^the answer lacks a Key$"):
+        documents.page(document(listing(contents(key=""))))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
