@@ -30,7 +30,7 @@ class S3Error(Exception):
     retry_after: str = ""
 
     def __post_init__(self) -> None:
-        # What an exception is made with is what Airflow masks secrets in.
+        # Airflow masks secrets in an exception's arguments.
         super().__init__(f"{self.code or f'HTTP {self.status}'}: {self.message}")
 
 
