@@ -7,6 +7,7 @@ import gc
 import secrets
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -21,6 +22,30 @@ CHECKSUM: Final = "crc32"
 #: Metadata of an object that was written on a condition: random numbers of its latest writes, the last one first.
 UPDATES: Final = "updates"
 _KEPT_UPDATES: Final = 64
+
+
+@dataclass(eq=False)
+class AnswerError(Exception):
+    """A store answered a request with an error.
+
+    Attributes:
+        code: the store's own word, such as ``AccessDenied``; empty where the answer has none.
+        message: its sentence about it.
+        status: of HTTP.
+        request_id: by which the store's operators find the request.
+        retry_after: the ``Retry-After`` header as it was sent, or an empty string.
+    """
+
+    code: str
+    message: str
+    _: KW_ONLY
+    status: int = 0
+    request_id: str = ""
+    retry_after: str = ""
+
+    def __post_init__(self) -> None:
+        # Airflow masks secrets in an exception's arguments.
+        super().__init__(f"{self.code or f'HTTP {self.status}'}: {self.message}")
 
 
 class Entry(NamedTuple):

@@ -18,6 +18,7 @@ from async_state.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
+from async_state.stores.base import AnswerError
 from async_state.stores.retry import Attempts
 from async_state.urls import mask
 
@@ -39,26 +40,8 @@ _CONFLICTS: Final = frozenset({"BlobAlreadyExists", "conditionNotMet"})
 _THROTTLED: Final = frozenset({"ServerBusy", "rateLimitExceeded", "userRateLimitExceeded"})
 
 
-class CloudError(Exception):
-    """The cloud answered a request with an error.
-
-    Attributes:
-        code: the cloud's own word, such as ``AuthorizationFailure`` or ``forbidden``; empty where it gives none.
-        message: its sentence about it.
-        status: of HTTP.
-        request_id: by which its operators find the request.
-        retry_after: the ``Retry-After`` header as it was sent, or an empty string.
-    """
-
-    def __init__(
-        self, code: str, message: str, *, status: int = 0, request_id: str = "", retry_after: str = ""
-    ) -> None:
-        super().__init__(f"{code or f'HTTP {status}'}: {message}")
-        self.code = code
-        self.message = message
-        self.status = status
-        self.request_id = request_id
-        self.retry_after = retry_after
+class CloudError(AnswerError):
+    """The cloud answered a request with an error. Its codes are words such as ``AuthorizationFailure``."""
 
 
 class NotCloudError(Exception):

@@ -98,16 +98,10 @@ async def resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredential
     # Signing for them takes a request of its own, for credentials of the bucket.
     if bucket.endswith(_EXPRESS):
         return None
-    try:
+    # What botocore says is wrong is told by the operation that goes through the client.
+    with _botocore.fast_path("way of composing requests"), contextlib.suppress(BotoCoreError, ValueError):
         return await _resolve(client, bucket, credentials)
-    except (BotoCoreError, ValueError):
-        # The operation that goes through the client tells what is wrong.
-        return None
-    except OSError:  # of this moment, and not of this version
-        raise
-    except Exception as e:  # whatever a new version of botocore does
-        _botocore.warn("way of composing requests", f"{type(e).__name__}: {e}")
-        return None
+    return None
 
 
 async def _resolve(client: S3Client, bucket: str, credentials: ReadOnlyCredentials) -> Endpoint | None:

@@ -6,32 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from async_state.stores.base import Page
+from async_state.stores.base import AnswerError, Page
 
 
-@dataclass(eq=False)
-class S3Error(Exception):
+@dataclass(eq=False, kw_only=True)
+class S3Error(AnswerError):
     """S3 answered a request with an error.
 
     Attributes:
-        code: S3's own word, such as ``AccessDenied``; empty where the answer has none.
-        message: S3's sentence about it.
-        status: of HTTP.
-        request_id: by which the store's operator finds the request.
         operation: the request, by its name in the AWS API. It may be another service's, which gives credentials.
-        retry_after: the ``Retry-After`` header as it was sent, or an empty string.
     """
 
-    code: str
-    message: str
-    status: int = 0
-    request_id: str = ""
     operation: str = ""
-    retry_after: str = ""
-
-    def __post_init__(self) -> None:
-        # Airflow masks secrets in an exception's arguments.
-        super().__init__(f"{self.code or f'HTTP {self.status}'}: {self.message}")
 
 
 class NotS3Error(Exception):
