@@ -99,7 +99,7 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def outcome(moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """Run two triggerers, one after the other, and the deferring task with the second."""
+    """Run two triggerers, one after the other, and the tasks that defer with the second."""
     holding, release = threading.Event(), threading.Event()
     deployment = Deployment(
         tmp_path_factory.mktemp("triggerer"),
@@ -143,8 +143,8 @@ def outcome(moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytes
     def told() -> list[Any]:
         return [payload for payload in services.asset_events() if payload != FILE]
 
-    def run(dag_id: str, task_id: str) -> Any:
-        services.run_dag(dag_id, RUN, {})
+    def returned(dag_id: str, task_id: str) -> Any:
+        services.wait_for_run(dag_id, RUN)
         return services.get(f"dags/{dag_id}/dagRuns/{RUN}/taskInstances/{task_id}/xcomEntries/return_value")["value"]
 
     for dags in (
@@ -159,14 +159,18 @@ def outcome(moto_server: FakeS3, shared_directory: Path, tmp_path_factory: pytes
     try:
         with services.running(triggerer="triggerer-1"):
             deployment.run_dag()
-            found.example_returned = run("async_state_trigger", "pages")
             services.wait_for("the watcher's events", EVENT_SECONDS, lambda: len(told()) >= 2)
             services.wait_for("a request that is held", EVENT_SECONDS, holding.is_set)
             services.wait_for("the event of a file", EVENT_SECONDS, lambda: FILE in services.asset_events())
             services.wait_for("its cursor", EVENT_SECONDS, lambda: everything(deployment, CURSOR))
             stop("triggerer-1")
+            for dag_id in "async_state_trigger", "deferring":
+                services.start_run(dag_id, RUN, {})
+            for dag_id in "async_state_trigger", "deferring":
+                services.wait_for_deferral(dag_id)
             services.start_triggerer("triggerer-2")
-            found.returned = run("deferring", "deferring")
+            found.example_returned = returned("async_state_trigger", "pages")
+            found.returned = returned("deferring", "deferring")
             services.wait_for("its first event", EVENT_SECONDS, lambda: len(told()) >= 3)
             stop("triggerer-2")
             found.events = told()

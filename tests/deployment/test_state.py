@@ -23,16 +23,11 @@ def test_a_trigger_goes_on_where_the_killed_triggerer_ended(deployment: Deployme
 
         return services.wait_for(f"page {page}", SECONDS, come)
 
-    services.send("POST", "dags/deferring/dagRuns", json={"dag_run_id": "deferring", "logical_date": None})
+    services.start_run("deferring", "deferring", {})
     assert come_to(3)["starts"] == 1
     services.kill("triggerer")
     killed_at = deployment.value(progress)["page"]
     services.start_triggerer("triggerer")
-    state = services.wait_for(
-        "the end of the run",
-        SECONDS,
-        lambda: (found := services.get("dags/deferring/dagRuns/deferring")["state"]) in ("success", "failed") and found,
-    )
-    assert state == "success"
+    services.wait_for_run("deferring", "deferring")
     assert killed_at < 20
     assert deployment.value(progress) == {"page": 20, "starts": 2}
