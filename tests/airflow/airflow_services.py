@@ -239,7 +239,7 @@ class Services:
         A scheduler that sees that only when the trigger has fired, and the task is queued again, takes it for a task
         whose process was killed, and fails it.
         """
-        seen = f"Received executor event with state success for task instance TaskInstanceKey(dag_id='{dag_id}',"
+        seen = f"TaskInstance Finished: dag_id={dag_id},"
         log = self.printed / "scheduler"
         self.wait_for(f"the deferral of {dag_id}", _RUN_SECONDS, lambda: seen in log.read_text(errors="replace"))
 
