@@ -274,7 +274,9 @@ def test_in_a_process_of_its_own(tmp_path: Path, python: Runner) -> None:
     command = [sys.executable, "-m", "airflow", "async-state", "list", "--key", f"7{'x' * 150}", "-o", "json"]
     airflow = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert airflow.returncode == 0, airflow.stderr
-    assert [row["key"] for row in json.loads(airflow.stdout)] == [f"7{'x' * 150}"]
+    # On Python 3.14, Airflow warns of itself on standard output.
+    listed = "\n".join(line for line in airflow.stdout.splitlines() if "[py.warnings]" not in line)
+    assert [row["key"] for row in json.loads(listed)] == [f"7{'x' * 150}"]
 
 
 def test_ctrl_c_ends_it(moto: FakeS3, python: Runner) -> None:

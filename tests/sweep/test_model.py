@@ -11,6 +11,7 @@ pages of rows, anything may happen.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import sqlite3
@@ -231,31 +232,30 @@ class ModelSource(Source):
 async def run(histories: int) -> int:
     """Run so many histories, and return how many objects the sweeps have deleted."""
     deleted = 0
-    connection = sqlite3.connect(":memory:")
-    ledger = Ledger(connection)
-    for seed in range(histories):
-        world = World(seed, is_served=seed % 2 == 1)
-        world.steps(60)
-        if not world.waiting:
-            world.now += world.random.choice((0, GRACE, 3 * GRACE))
-        store, source = ModelStore(world), ModelSource(world)
-        found = await survey.find(store, ledger, source, SETTINGS, timedelta(seconds=GRACE))
-        sum_of_kinds = found.referenced + found.too_young + found.in_doubt + found.foreign + found.orphans
-        assert found.objects == sum_of_kinds
-        # Some are killed after a few deletions, and the next one takes up what is left.
-        most = world.random.choice((None, None, None, 0, 1, 2))
-        orphans = islice(ledger.orphans(), most)
-        outcomes = await remove_all(store, orphans, concurrency=2, timeout=1, done=lambda *_: None)
-        if most is not None:
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        ledger = Ledger(connection)
+        for seed in range(histories):
+            world = World(seed, is_served=seed % 2 == 1)
+            world.steps(60)
+            if not world.waiting:
+                world.now += world.random.choice((0, GRACE, 3 * GRACE))
+            store, source = ModelStore(world), ModelSource(world)
+            found = await survey.find(store, ledger, source, SETTINGS, timedelta(seconds=GRACE))
+            sum_of_kinds = found.referenced + found.too_young + found.in_doubt + found.foreign + found.orphans
+            assert found.objects == sum_of_kinds
+            # Some are killed after a few deletions, and the next one takes up what is left.
+            most = world.random.choice((None, None, None, 0, 1, 2))
+            orphans = islice(ledger.orphans(), most)
+            outcomes = await remove_all(store, orphans, concurrency=2, timeout=1, done=lambda *_: None)
+            if most is not None:
+                clear(connection)
+                await survey.find(store, ledger, source, SETTINGS, timedelta(seconds=GRACE))
+                outcomes += await remove_all(store, ledger.orphans(), concurrency=2, timeout=1, done=lambda *_: None)
+            assert not world.lost, f"seed {seed}: lost {world.lost}"
+            deleted += outcomes[remove.Outcome.DELETED]
+            left = [name for name, seen in source.untouched.items() if world.objects.get(name) == seen]
+            assert not left, f"seed {seed}: orphans that nobody touched are left: {left}"
             clear(connection)
-            await survey.find(store, ledger, source, SETTINGS, timedelta(seconds=GRACE))
-            outcomes += await remove_all(store, ledger.orphans(), concurrency=2, timeout=1, done=lambda *_: None)
-        assert not world.lost, f"seed {seed}: lost {world.lost}"
-        deleted += outcomes[remove.Outcome.DELETED]
-        left = [name for name, seen in source.untouched.items() if world.objects.get(name) == seen]
-        assert not left, f"seed {seed}: orphans that nobody touched are left: {left}"
-        clear(connection)
-    connection.close()
     return deleted
 
 

@@ -38,6 +38,21 @@ def test_other_zones_and_ends_of_lines_are_read() -> None:
     assert list(refs) == ["x"]
 
 
+def test_what_is_logged_before_it_is_not_read() -> None:
+    logged = [
+        "2026-11-27T20:40:44Z [warning  ] FileType is deprecated. [py.warnings]\n",
+        '{"event": "x"}\n',
+        "[1]\n",
+        "\n",
+    ]
+    assert list(read([*logged, *lines(HEADER, ["x"])], URL)[1]) == ["x"]
+    with pytest.raises(SnapshotError, match="line 6 of the snapshot is truncated or is not JSON"):
+        list(read([*logged, next(lines(HEADER, [])), *logged], URL)[1])
+    damaged = next(lines(HEADER, [])).replace("taken_at", "taken")
+    with pytest.raises(SnapshotError, match="line 5 of the snapshot has no time"):
+        read([*logged, damaged], URL)
+
+
 def test_every_cut_is_noticed() -> None:
     whole = "\n".join(lines(HEADER, [f"{URL}/v1/a", f"{URL}/v1/b"])) + "\n"
     for end in range(len(whole) - 1):
@@ -72,5 +87,5 @@ def test_a_long_snapshot_takes_no_memory() -> None:
 def test_deep_json_is_no_reference() -> None:
     with pytest.raises(SnapshotError):
         list(read([json.dumps({"async_state_refs": 1, "taken_at": "x", "url": URL})], URL)[1])
-    with pytest.raises(SnapshotError, match="line 1"):
+    with pytest.raises(SnapshotError, match="lacks the first line"):
         read(["[" * 100_000], URL)

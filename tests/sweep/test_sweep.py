@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -71,14 +72,14 @@ def test_each_store_loses_the_orphan_and_nothing_else(any_base: Base, command: R
     ("spoil", "reason"),
     [
         pytest.param(lambda text: b"", "empty", id="no byte"),
-        pytest.param(lambda text: b"\n", "line 1", id="an empty line"),
+        pytest.param(lambda text: b"\n", "lacks the first line", id="an empty line"),
         pytest.param(lambda text: text.splitlines(keepends=True)[0], "truncated", id="the header alone"),
         pytest.param(lambda text: text[: text.rindex(b"{")], "truncated", id="no last line"),
         pytest.param(lambda text: text[: text.rindex(b"}")], "truncated", id="a part of the last line"),
         pytest.param(lambda text: text.replace(b'"count": 3', b'"count": 4'), "damaged", id="a wrong count"),
         pytest.param(lambda text: text.replace(b'"count": 3', b'"count": "3"'), "damaged", id="no count"),
         pytest.param(lambda text: text.replace(b'"count": 3', b'"count": true'), "damaged", id="a count of true"),
-        pytest.param(lambda text: text.split(b"\n", 1)[1], "line 1", id="no header"),
+        pytest.param(lambda text: text.split(b"\n", 1)[1], "lacks the first line", id="no header"),
         pytest.param(lambda text: text + b'"more"\n', "more lines follow", id="lines after the last one"),
         pytest.param(lambda text: text + text, "more lines follow", id="two snapshots"),
         pytest.param(lambda text: text.replace(b'refs": 1', b'refs": 2'), "another release", id="another version"),
@@ -319,7 +320,7 @@ def test_a_store_that_refuses_everything_is_not_asked_for_each(
         (["--refs", "-", "--database"], "one source"),
         (["--refs", "-", "--grace", "24"], "--grace must be"),
         (["--refs", "-", "--grace", "1 day"], "--grace must be"),
-        (["--refs", "-", "--grace", "-1h"], "expected one argument"),
+        (["--refs", "-", "--grace", "-1h"], r"--grace(: expected one argument| must be)"),
         (["--refs", "-", "--grace", "9999999999d"], "too long"),
         (["--refs", "-", "--max-orphans", "0.5"], "--max-orphans must be"),
         (["--refs", "-", "--max-orphans", "101%"], "--max-orphans must be"),
@@ -328,7 +329,7 @@ def test_a_store_that_refuses_everything_is_not_asked_for_each(
 def test_a_wrong_use_ends_with_2(argv: list[str], reason: str, base: Base, command: Run) -> None:
     done = command("sweep", *argv, stdin=snapshot(base.url, []))
     assert done.code == 2
-    assert reason in done.err
+    assert re.search(reason, done.err)
 
 
 @pytest.mark.parametrize(("grace", "orphans"), [("0", 2), ("30m", 2), ("1h30m", 1), ("90m", 1), ("1.5h", 1), ("3d", 0)])

@@ -1,11 +1,14 @@
 """The format in which ``export-refs`` writes references and ``sweep --refs`` reads them: JSON lines.
 
 The first line is ``{"async_state_refs": 1, "taken_at": "<ISO 8601>", "url": "<base>"}``, each further one a reference
-as a JSON string, and the last one ``{"count": N}``, by which a reader knows that nothing is missing.
+as a JSON string, and the last one ``{"count": N}``, by which a reader knows that nothing is missing. Before the first
+line there may be others, which are not read: Airflow's command line logs to standard output, as it does on Python 3.14
+whichever command is run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
@@ -55,8 +58,8 @@ def read(lines: Iterable[bytes | str], url: str, moved_urls: Sequence[str] = ())
         SnapshotError: The snapshot is empty, is of another URL, or is none. The iterator raises it where lines are
             missing or too many.
     """
-    rest = iter(lines)
-    header = _header(next(rest, None))
+    rest = enumerate(lines, start=1)
+    header = _header(rest)
     if header.url.rstrip("/") in moved_urls:
         # Whoever took it did not look for the present URL, so that some references below that may be missing.
         raise SnapshotError(
@@ -72,25 +75,33 @@ def read(lines: Iterable[bytes | str], url: str, moved_urls: Sequence[str] = ())
     return header, _refs(rest)
 
 
-def _header(line: bytes | str | None) -> Header:
-    if line is None:
-        raise SnapshotError(f"the snapshot is empty. {_AGAIN}")
-    head = _parsed(line, 1)
-    if not isinstance(head, dict) or "async_state_refs" not in head:
-        raise SnapshotError(f"line 1 of the snapshot is not what export-refs writes. {_AGAIN}")
-    if head["async_state_refs"] != _VERSION or isinstance(head["async_state_refs"], bool):
-        raise SnapshotError(
-            "another release of async_state has written the snapshot, in a format that this one does not know. Nothing "
-            "was deleted. Install the same release on both machines"
-        )
-    if not isinstance(head.get("url"), str):
-        raise SnapshotError(f"line 1 of the snapshot does not say of which url it is. {_AGAIN}")
-    return Header(_time(head.get("taken_at")), head["url"])
+def _header(lines: Iterator[tuple[int, bytes | str]]) -> Header:
+    for number, line in lines:
+        head = _object(line)
+        if "async_state_refs" not in head:
+            continue
+        if head["async_state_refs"] != _VERSION or isinstance(head["async_state_refs"], bool):
+            raise SnapshotError(
+                "another release of async_state has written the snapshot, in a format that this one does not know. "
+                "Nothing was deleted. Install the same release on both machines"
+            )
+        if not isinstance(head.get("url"), str):
+            raise SnapshotError(f"line {number} of the snapshot does not say of which url it is. {_AGAIN}")
+        return Header(_time(head.get("taken_at"), number), head["url"])
+    raise SnapshotError(f"the snapshot is empty, or lacks the first line that export-refs writes. {_AGAIN}")
 
 
-def _refs(lines: Iterator[bytes | str]) -> Iterator[str]:
+def _object(line: bytes | str) -> dict[str, Any]:
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(line)
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _refs(lines: Iterator[tuple[int, bytes | str]]) -> Iterator[str]:
     count = 0
-    for number, line in enumerate(lines, start=2):
+    for number, line in lines:
         item = _parsed(line, number)
         if isinstance(item, str):
             count += 1
@@ -116,12 +127,12 @@ def _parsed(line: bytes | str, number: int) -> Any:
         raise SnapshotError(f"line {number} of the snapshot is truncated or is not JSON. {_AGAIN}") from None
 
 
-def _time(text: Any) -> datetime:
+def _time(text: Any, number: int) -> datetime:
     try:
         # Python 3.10 does not know the Z of UTC.
         taken_at = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except (AttributeError, ValueError):
-        raise SnapshotError(f"line 1 of the snapshot has no time of ISO 8601 in taken_at. {_AGAIN}") from None
+        raise SnapshotError(f"line {number} of the snapshot has no time of ISO 8601 in taken_at. {_AGAIN}") from None
     if taken_at.tzinfo is None:
-        raise SnapshotError(f"taken_at in line 1 of the snapshot has no time zone. {_AGAIN}")
+        raise SnapshotError(f"taken_at in line {number} of the snapshot has no time zone. {_AGAIN}")
     return taken_at
