@@ -69,6 +69,13 @@ from tests.programs.runner import Runner, runner  # noqa: E402
 _Server = TypeVar("_Server")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Python 3.10's asyncio say of a TLS connection that it was not closed where the server has closed it."""
+    if sys.version_info < (3, 11):
+        unclosed = "unclosed transport <asyncio.sslproto._SSLProtocolTransport"
+        config.addinivalue_line("filterwarnings", f"ignore:{unclosed}:ResourceWarning")
+
+
 def pytest_unconfigure() -> None:
     """Delete what this process made, as a process of xdist ends without functions of `atexit`."""
     shutil.rmtree(_home, ignore_errors=True)

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Final, TypeVar
 
 import anyio
@@ -59,12 +57,8 @@ class Survey:
 
 @contextlib.contextmanager
 def database() -> Iterator[sqlite3.Connection]:
-    """Open a database in a temporary directory, and remove it in the end."""
-    with (
-        tempfile.TemporaryDirectory(prefix="async-state-copy-") as directory,
-        # Nothing is ever committed, as the file goes with the process.
-        contextlib.closing(sqlite3.connect(Path(directory) / "copy")) as connection,
-    ):
+    """Open an empty database, in a file without a name: it goes with the process, even if that is killed."""
+    with contextlib.closing(sqlite3.connect("")) as connection:
         yield connection
 
 

@@ -278,7 +278,7 @@ def test_nothing_to_copy(run: Run, s3: tuple[Place, Place], capsys: pytest.Captu
 
 @pytest.mark.parametrize(("step", "carried_out"), [(0, False), (2, True)], ids=["before a copy", "after a copy"])
 def test_a_copy_that_is_killed_and_run_again(
-    run: Run, s3: tuple[Place, Place], moto: FakeS3, python: Runner, step: int, *, carried_out: bool
+    run: Run, s3: tuple[Place, Place], moto: FakeS3, python: Runner, tmp_path: Path, step: int, *, carried_out: bool
 ) -> None:
     source, target = s3
     ours = source.fill()
@@ -289,6 +289,7 @@ def test_a_copy_that_is_killed_and_run_again(
         "AIRFLOW__ASYNC_STATE__URL": source.url,
         "AIRFLOW__ASYNC_STATE__ENDPOINT_URL": moto.url,
         "AIRFLOW__ASYNC_STATE__MAX_CONCURRENCY": "1",
+        "TMPDIR": str(tmp_path),
     }
 
     def kill(exchange: Exchange) -> Answer:
@@ -307,6 +308,7 @@ def test_a_copy_that_is_killed_and_run_again(
         process.set_result(copying)
         assert killed.wait(PATIENCE)
     assert copying.returncode == -signal.SIGKILL
+    assert not list(tmp_path.iterdir())
     there = step + carried_out
     assert len(target.objects()) == there
     moto.requests.clear()
