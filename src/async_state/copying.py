@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, TypeVar
@@ -29,11 +29,7 @@ _ATTEMPTS: Final = 5
 #: Objects of at least this size are read and put one at a time, since each is in memory as a whole.
 _LARGE_BYTES: Final = 8 * 1024 * 1024
 
-_SCHEMA: Final = """
-PRAGMA journal_mode = OFF;
-PRAGMA synchronous = OFF;
-CREATE TABLE pending (name TEXT PRIMARY KEY) WITHOUT ROWID;
-"""
+_SCHEMA: Final = "CREATE TABLE pending (name TEXT PRIMARY KEY) WITHOUT ROWID"
 
 
 @dataclass
@@ -55,13 +51,6 @@ class Survey:
     foreign: int = 0
 
 
-@contextlib.contextmanager
-def database() -> Iterator[sqlite3.Connection]:
-    """Open an empty database, in a file without a name: it goes with the process, even if that is killed."""
-    with contextlib.closing(sqlite3.connect("")) as connection:
-        yield connection
-
-
 class Copying:
     """One copy of all objects of ours.
 
@@ -71,7 +60,7 @@ class Copying:
         target: Where they go.
         concurrency: The most objects that are compared or copied at once.
         timeout: Seconds for each request.
-        database: As `database` opens it.
+        database: As `temporary.database` opens it.
     """
 
     def __init__(

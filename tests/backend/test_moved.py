@@ -15,7 +15,7 @@ from airflow.sdk.state import AssetScope, TaskScope
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from async_state import AsyncStateBackend, Settings, connections, copying, iothread
+from async_state import AsyncStateBackend, Settings, connections, iothread, temporary
 from async_state.copying import Copying
 from async_state.errors import UntrustedRefError
 from async_state.stores import open_store
@@ -36,7 +36,7 @@ def move(old: Settings, new: Settings) -> None:
     async def run() -> None:
         source, target = (open_store(each.url, each, connections.empty(each.url)) for each in (old, new))
         try:
-            with copying.database() as database:
+            with temporary.database() as database:
                 copy = Copying(source, old.url, target, concurrency=8, timeout=20, database=database)
                 await copy.survey(lambda _: None)
                 assert await copy.copy(lambda _: None) == {}

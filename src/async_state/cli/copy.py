@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from async_state import copying, urls
+from async_state import temporary, urls
 from async_state.cli import context, output
 from async_state.cli.runner import DONE, FAILED, UsageError
 from async_state.copying import Copying, Survey
@@ -25,7 +25,7 @@ async def run(args: argparse.Namespace) -> int:
     target_url = _target(args.to, settings.url)
     of_target = _settings_of_target(settings, target_url)
     async with context.opened(settings) as source, context.opened(of_target, target_url) as target:
-        with copying.database() as database:
+        with temporary.database() as database:
             copy = Copying(
                 source,
                 settings.url,

@@ -11,7 +11,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import Final
 
-from async_state import compat
+from async_state import compat, temporary
 from async_state.cli import context
 from async_state.cli.output import (
     Column,
@@ -30,7 +30,6 @@ from async_state.cli.runner import DONE, FAILED, UsageError
 from async_state.errors import StoreError
 from async_state.settings import Settings
 from async_state.stores.base import Entry, Store
-from async_state.sweep import ledger as ledgers
 from async_state.sweep import survey
 from async_state.sweep.errors import RefusedError
 from async_state.sweep.ledger import Ledger
@@ -55,7 +54,8 @@ async def run(args: argparse.Namespace) -> int:
     source = _source(args, settings)
     grace, limit = _duration(args.grace), _percentage(args.max_orphans)
     async with context.opened(settings) as store:
-        with ledgers.opened() as ledger, _reporting(args.report, settings.url) as report:
+        with temporary.database() as database, _reporting(args.report, settings.url) as report:
+            ledger = Ledger(database)
             with Progress("Listing") as progress:
                 found = await survey.find(store, ledger, source, settings, grace, progress.add)
             if args.output == "table" and found.orphans:

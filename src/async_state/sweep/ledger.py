@@ -1,11 +1,10 @@
-"""What a sweep has to remember of a million objects: a temporary file of SQLite's.
+"""What a sweep has to remember of a million objects, in a database.
 
 Names are compared by their bytes, as the stores list them, so that a page of a listing is a range of every table.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime, timezone
@@ -18,9 +17,6 @@ from async_state.sweep.references import References
 
 _PAGE: Final = 1000
 _SCHEMA: Final = """
-PRAGMA temp_store = FILE;
-PRAGMA journal_mode = OFF;
-PRAGMA synchronous = OFF;
 PRAGMA cache_size = -32768;
 CREATE TABLE refs (name TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE unknown (name TEXT PRIMARY KEY, base TEXT) WITHOUT ROWID;
@@ -51,7 +47,8 @@ class Verdict(str, Enum):
 class Ledger:
     """References, rows in the store, and the objects to which no reference was seen when they were listed.
 
-    Nothing is ever committed: the file goes with the process, and one transaction is the quickest.
+    Args:
+        connection: To an empty database, such as `temporary.database` opens.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -173,18 +170,6 @@ class Ledger:
         """Return the number of objects, and their bytes, of each verdict."""
         found = self._db.execute("SELECT verdict, count(*), total(size) FROM objects GROUP BY verdict")
         return {Verdict(verdict): (count, int(size)) for verdict, count, size in found}
-
-
-@contextlib.contextmanager
-def opened() -> Iterator[Ledger]:
-    """Open a new ledger, and remove it in the end.
-
-    SQLite calls this a temporary database: a file in the directory of temporary files that has no name any more. So it
-    goes with the process, even if that is killed.
-    """
-    # Threads use it by turns: while one reads the rows, the I/O thread waits.
-    with contextlib.closing(sqlite3.connect("", check_same_thread=False)) as connection:
-        yield Ledger(connection)
 
 
 def after(prefix: str) -> str:
