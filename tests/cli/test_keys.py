@@ -271,6 +271,13 @@ def test_in_a_process_of_its_own(tmp_path: Path, python: Runner) -> None:
     piped = subprocess.run(["sh", "-c", listing], env=environment, check=True, capture_output=True, text=True)
     assert piped.stdout.startswith("dag_id")
     assert piped.stderr == ""
+    # The disk that it is written to is full: at the first thousands of characters, or at the end.
+    for options in [], ["--key", f"7{'x' * 150}"]:
+        command = [sys.executable, "-m", "async_state", "list", "-o", "json", *options]
+        with Path("/dev/full").open("w") as full:
+            refused = subprocess.run(command, env=environment, check=False, stdout=full, stderr=subprocess.PIPE)
+        assert refused.stderr == b"standard output can't be written: No space left on device\n"
+        assert refused.returncode == 1
     command = [sys.executable, "-m", "airflow", "async-state", "list", "--key", f"7{'x' * 150}", "-o", "json"]
     airflow = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert airflow.returncode == 0, airflow.stderr

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple, Protocol
 
 from async_state import threads
+from async_state.cli import stdout
 from async_state.cli.runner import UsageError
 
 #: So many rows decide how wide the columns of a table are.
@@ -73,21 +74,21 @@ def print_rows(form: str, columns: Sequence[Column], found: Iterable[Row]) -> No
 def print_record(form: str, columns: Sequence[Column], row: Row) -> None:
     """Print one row on standard output: as one object of ``json`` or ``yaml``, or with a line for each column."""
     if form == "json":
-        _write(json.dumps(_exact(columns, row), indent=2, default=_plain_value) + "\n")
+        stdout.write(json.dumps(_exact(columns, row), indent=2, default=_plain_value) + "\n")
     elif form == "yaml":
-        _write(_yaml(_exact(columns, row)))
+        stdout.write(_yaml(_exact(columns, row)))
     else:
         titles = [column.title or column.name if form == "table" else column.name for column in columns]
         wide = max(map(len, titles))
         separator = " | " if form == "table" else "  "
         for column, title in zip(columns, titles, strict=True):
             shown = _readable(column, row) if form == "table" else _one_word(column, row)
-            _write(f"{title:{wide}}{separator}{shown}".rstrip() + "\n")
+            stdout.write(f"{title:{wide}}{separator}{shown}".rstrip() + "\n")
 
 
 def result(text: str) -> None:
     """Print a line of the command's result on standard output."""
-    _write(text + "\n")
+    stdout.write(text + "\n")
 
 
 def note(text: str, *, end: str = "\n") -> None:
@@ -227,11 +228,11 @@ class _Json:
         self._before = "[\n"
 
     def add(self, row: Row) -> None:
-        _write(self._before + json.dumps(_exact(self._columns, row), default=_plain_value))
+        stdout.write(self._before + json.dumps(_exact(self._columns, row), default=_plain_value))
         self._before = ",\n"
 
     def close(self) -> None:
-        _write("[]\n" if self._before == "[\n" else "\n]\n")
+        stdout.write("[]\n" if self._before == "[\n" else "\n]\n")
 
 
 class _Yaml:
@@ -242,12 +243,12 @@ class _Yaml:
         self._empty = True
 
     def add(self, row: Row) -> None:
-        _write(_yaml([_exact(self._columns, row)]))
+        stdout.write(_yaml([_exact(self._columns, row)]))
         self._empty = False
 
     def close(self) -> None:
         if self._empty:
-            _write("[]\n")
+            stdout.write("[]\n")
 
 
 class _Table:
@@ -274,7 +275,7 @@ class _Table:
             if self._first:
                 self._begin()
             else:
-                _write(_EMPTY + "\n")
+                stdout.write(_EMPTY + "\n")
 
     def cells(self, row: Row) -> list[str]:
         return [_readable(column, row) for column in self._columns]
@@ -283,7 +284,7 @@ class _Table:
         return [column.title or column.name for column in self._columns]
 
     def rule(self, widths: Sequence[int]) -> None:
-        _write("=+=".join("=" * width for width in widths) + "\n")
+        stdout.write("=+=".join("=" * width for width in widths) + "\n")
 
     def _begin(self) -> None:
         heading = self.heading()
@@ -299,7 +300,7 @@ class _Table:
 
     def _line(self, cells: Sequence[str]) -> None:
         padded = (cell + " " * (width - _width(cell)) for cell, width in zip(cells, self._widths, strict=True))
-        _write(self.separator.join(padded).rstrip() + "\n")
+        stdout.write(self.separator.join(padded).rstrip() + "\n")
 
 
 class _Plain(_Table):
@@ -359,7 +360,3 @@ def _width(text: str) -> int:
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)

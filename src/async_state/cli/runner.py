@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from async_state import compat, iothread
-from async_state.errors import AsyncStateError, ConfigurationError
+from async_state.cli import stdout
+from async_state.errors import AsyncStateError
 
 DONE, FAILED, USAGE = 0, 1, 2
 
@@ -32,19 +32,21 @@ def run(command: Callable[[argparse.Namespace], Coroutine[Any, Any, int]], args:
     _log_to_stderr(verbose=args.verbose)
     try:
         code = iothread.run(iothread.arun, command, args)
-        sys.stdout.flush()
+        stdout.flush()
         return code
     except UsageError as e:
         print(e, file=sys.stderr)  # noqa: T201 - a command's output
         return USAGE
-    except (AsyncStateError, ConfigurationError) as e:
+    except AsyncStateError as e:
         print(e, file=sys.stderr)  # noqa: T201
+        if isinstance(e, stdout.OutputError):
+            stdout.discard()
         return FAILED
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Who reads the output, `head` say, has enough. Python flushes standard output once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Who reads the output, `head` say, has enough.
+        stdout.discard()
         return FAILED
 
 
