@@ -38,7 +38,6 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
-import anyio
 import greenback
 
 from async_state.errors import StoreError, StoreUnavailableError
@@ -235,7 +234,8 @@ class _IoThread:
         self.ident = threading.get_ident()
         threading.current_thread().name = THREAD_NAME
         with _busy:
-            self.loop.run_until_complete(anyio.sleep_forever())
+            # Nothing may fail here, not even an import: whoever has called would wait for ever.
+            self.loop.run_forever()
 
 
 class _Call(Generic[T]):
@@ -448,6 +448,7 @@ async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **k
     Raises:
         StoreUnavailableError: The call was cancelled on the I/O thread, but not by this caller.
         StoreError: This is the process's first call, and the interpreter is exiting.
+        OSError: This is the process's first call, and it can open no more files, which an event loop needs.
     """
     if _on_io_thread():
         return await function(*args, **kwargs)

@@ -16,7 +16,14 @@ import anyio
 from async_state import codec, connections, iothread, telemetry, urls
 from async_state.codec import Stored
 from async_state.connections import Connection
-from async_state.errors import ConfigurationError, CorruptObjectError, StoreCredentialsError, StoreTimeoutError
+from async_state.errors import (
+    ConfigurationError,
+    CorruptObjectError,
+    StoreCredentialsError,
+    StoreError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
 from async_state.limiter import Limiter, Slot
 from async_state.settings import Settings
 from async_state.stores import Stores, Tagged
@@ -241,14 +248,23 @@ class Objects:
 
     async def _hop(self, function: Callable[..., Coroutine[Any, Any, T]], base: str, *args: object, until: float) -> T:
         """Call a coroutine of `Stores` on the I/O thread, and once more where a newer connection may be accepted."""
-        used = self._connections.get(urls.connection_option(base)) or await self._look_up(base)
         try:
-            return await iothread.arun(function, base, used, *args, timeout=until - time.monotonic())
-        except StoreCredentialsError:
-            newer = await self._newer_than(used, base)
-            if newer is None:
-                raise
-            return await iothread.arun(function, base, newer, *args, timeout=until - time.monotonic())
+            used = self._connections.get(urls.connection_option(base)) or await self._look_up(base)
+            try:
+                return await iothread.arun(function, base, used, *args, timeout=until - time.monotonic())
+            except StoreCredentialsError:
+                newer = await self._newer_than(used, base)
+                if newer is None:
+                    raise
+                return await iothread.arun(function, base, newer, *args, timeout=until - time.monotonic())
+        except StoreError:
+            raise
+        except OSError as e:
+            # No module could be read, or the I/O thread could not be made.
+            raise StoreUnavailableError(
+                f"nothing was sent to {base}, as this process lacks what it takes to begin: {e}. The next operation "
+                "tries again. If too many files are open, find what keeps them open, or raise the limit (ulimit -n)"
+            ) from e
 
     async def _look_up(self, base: str) -> Connection:
         option = urls.connection_option(base)

@@ -82,6 +82,13 @@ def test_a_fork_in_the_first_operation_leaves_no_lock_held(run: Run, moment: str
     program.end()
 
 
+@pytest.mark.parametrize("cold", [True, False], ids=["cold", "warm"])
+def test_a_process_that_can_open_no_file_fails_at_once_and_works_later(run: Run, *, cold: bool) -> None:
+    program = run("descriptors", cold=cold)
+    program.hear("fine")
+    program.end()
+
+
 def run_alone(name: str, *arguments: str) -> str:
     """Run a program in an interpreter that has not imported Airflow, and return what it says."""
     command = [sys.executable, "-m", f"tests.programs.{name}", *arguments]

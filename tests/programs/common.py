@@ -15,7 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from airflow.sdk.state import AssetScope, TaskScope
 
@@ -25,8 +25,8 @@ from tests.programs.wire import PATIENCE
 Ending = Literal["task", "exit"]
 
 
-def start() -> AsyncStateBackend:
-    """Return a backend on the URL that the program was given, and make complaints visible."""
+def start(**options: Any) -> AsyncStateBackend:
+    """Return a backend on the URL that the program was given, with these options, and make complaints visible."""
     faulthandler.enable()  # whoever hangs is aborted, and then says where
     # Airflow's handler writes to standard output.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
@@ -35,7 +35,7 @@ def start() -> AsyncStateBackend:
     logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing "))
     url, endpoint_url = sys.argv[1:3]
     # An answer that a test holds is not late.
-    return AsyncStateBackend(Settings(url=url, endpoint_url=endpoint_url, timeout=2 * PATIENCE))
+    return AsyncStateBackend(Settings(url=url, endpoint_url=endpoint_url, timeout=2 * PATIENCE, **options))
 
 
 def say(line: str) -> None:
