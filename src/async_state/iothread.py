@@ -40,7 +40,8 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 import greenback
 
-from async_state.errors import StoreError, StoreUnavailableError
+from async_state import threads
+from async_state.errors import StoreUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -187,15 +188,12 @@ class _IoThread:
         needs: a signal handler that interrupts that must not wait for the thread as well.
 
         Raises:
-            StoreError: The interpreter is exiting and starts no thread any more.
+            OSError: No thread could be started.
         """
         try:
             _thread.start_new_thread(self._main, ())
         except RuntimeError as e:
-            raise StoreError(
-                "the state store was used for the first time while the interpreter exits (in an atexit function, for "
-                f"example), when Python starts no thread any more ({e}); use it before that"
-            ) from e
+            raise threads.refused(e) from e
 
     def bridges(self, caller: asyncio.AbstractEventLoop) -> tuple[_Bridge, _Bridge]:
         """Return the ways from the caller's loop to this one, and back."""
@@ -447,8 +445,8 @@ async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **k
 
     Raises:
         StoreUnavailableError: The call was cancelled on the I/O thread, but not by this caller.
-        StoreError: This is the process's first call, and the interpreter is exiting.
-        OSError: This is the process's first call, and it can open no more files, which an event loop needs.
+        OSError: This is the process's first call, and it can start no thread (the interpreter is exiting, for example),
+            or open no more files.
     """
     if _on_io_thread():
         return await function(*args, **kwargs)

@@ -260,10 +260,10 @@ class Objects:
         except StoreError:
             raise
         except OSError as e:
-            # No module could be read, or the I/O thread could not be made.
+            # A module could not be read, or the I/O thread not be started.
             raise StoreUnavailableError(
-                f"nothing was sent to {base}, as this process lacks what it takes to begin: {e}. The next operation "
-                "tries again. If too many files are open, find what keeps them open, or raise the limit (ulimit -n)"
+                f"nothing was sent to {base}, as this process could not begin to: {e}. The next operation tries again. "
+                "Its limits are of open files (ulimit -n) and of threads (ulimit -u, and a container's of processes)"
             ) from e
 
     async def _look_up(self, base: str) -> Connection:

@@ -77,6 +77,7 @@ async def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
         What the function returns.
 
     Raises:
+        OSError: No thread could be started; as `refused` says it.
         asyncio.CancelledError: The wait was cancelled. The function goes on, and nobody learns its outcome.
     """
     loop = asyncio.get_running_loop()
@@ -85,9 +86,24 @@ async def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
     try:
         worker = _idle.pop()
     except IndexError:
-        worker = _Worker()
+        worker = _new_worker()
     worker.make(partial(_make, loop, outcome, in_context))
     return await outcome
+
+
+def refused(error: RuntimeError) -> OSError:
+    """Return an error that says why Python starts no thread; its own does not say it."""
+    return OSError(
+        f"{error}: the interpreter is exiting, as in a function of atexit, or there are as many threads as the system "
+        "allows"
+    )
+
+
+def _new_worker() -> _Worker:
+    try:
+        return _Worker()
+    except RuntimeError as e:
+        raise refused(e) from e
 
 
 def _make(loop: asyncio.AbstractEventLoop, outcome: asyncio.Future[T], function: Callable[[], T]) -> Callable[[], None]:

@@ -89,6 +89,14 @@ def test_a_process_that_can_open_no_file_fails_at_once_and_works_later(run: Run,
     program.end()
 
 
+@pytest.mark.parametrize("cold", [True, False], ids=["cold", "warm"])
+def test_a_process_that_can_start_no_thread_fails_at_once_and_works_later(run: Run, *, cold: bool) -> None:
+    program = run("no_threads", cold=cold)
+    program.hear("refused")
+    program.hear("refused")
+    program.end()
+
+
 def run_alone(name: str, *arguments: str) -> str:
     """Run a program in an interpreter that has not imported Airflow, and return what it says."""
     command = [sys.executable, "-m", f"tests.programs.{name}", *arguments]

@@ -6,15 +6,14 @@ import sys
 import anyio
 
 from async_state import iothread
-from async_state.errors import StoreError
 
 
 def use() -> None:
     try:
         iothread.run(iothread.arun, anyio.sleep, 0)
-    except StoreError as e:
+    except OSError as e:
         assert sys.version_info >= (3, 12)
-        print("refused" if "while the interpreter exits" in str(e) else e)
+        print("refused" if "the interpreter is exiting" in str(e) else e)
     else:
         print("used")
 
