@@ -46,6 +46,18 @@ async def test_idle_threads_are_reused() -> None:
     assert threading.get_ident() not in idents
 
 
+async def test_a_thread_that_can_not_be_started_is_an_error_of_the_system() -> None:
+    # No thread can have a stack of 64 TiB. This stands for a limit of threads, of which root has none.
+    threading.stack_size(1 << 46)
+    try:
+        with pytest.raises(BlockingIOError) as caught:
+            await threads.call(str)
+    finally:
+        threading.stack_size(0)
+    assert "as many threads as the system allows" in str(caught.value.strerror)
+    assert await threads.call(str) == ""
+
+
 async def test_calls_overlap() -> None:
     barrier = threading.Barrier(5)
     await asyncio.gather(*(threads.call(barrier.wait, 30) for _ in range(5)))

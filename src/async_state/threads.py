@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import errno
 import os
 import queue
 import threading
@@ -94,8 +95,9 @@ async def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
 def refused(error: RuntimeError) -> OSError:
     """Return an error that says why Python starts no thread; its own does not say it."""
     return OSError(
+        errno.EAGAIN,
         f"{error}: the interpreter is exiting, as in a function of atexit, or there are as many threads as the system "
-        "allows"
+        "allows",
     )
 
 
