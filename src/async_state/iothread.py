@@ -57,6 +57,23 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
+class NotReadyError(OSError):
+    """This process lacks what an operation needs before it begins: a thread, an event loop, a module."""
+
+
+@contextlib.contextmanager
+def preparing() -> Iterator[None]:
+    """Let an `OSError` of the block be a `NotReadyError`.
+
+    An ``OSError`` that comes out of a blocking call may as well be what a signal handler has raised there, such as a
+    ``TimeoutError``. So this is for blocks in which nothing waits.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise NotReadyError(str(e)) from e
+
+
 class _Selector(selectors.DefaultSelector):
     """Lets forks happen while the I/O thread waits for events, and at no other time."""
 
@@ -358,12 +375,13 @@ def _start() -> _IoThread:
     global _current
     with _starting:
         if _current is None:
-            made = _IoThread()
-            # A signal handler may have made one meanwhile.
-            chosen = _chosen.setdefault("io", made)
-            if chosen is not made:
-                made.loop.close()
-            chosen.start()
+            with preparing():
+                made = _IoThread()
+                # A signal handler may have made one meanwhile.
+                chosen = _chosen.setdefault("io", made)
+                if chosen is not made:
+                    made.loop.close()
+                chosen.start()
             _current = chosen
         return _current
 
@@ -445,8 +463,8 @@ async def arun(function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **k
 
     Raises:
         StoreUnavailableError: The call was cancelled on the I/O thread, but not by this caller.
-        OSError: This is the process's first call, and it can start no thread (the interpreter is exiting, for example),
-            or open no more files.
+        NotReadyError: This is the process's first call, and it can start no thread (the interpreter is exiting, for
+            example), or open no more files.
     """
     if _on_io_thread():
         return await function(*args, **kwargs)

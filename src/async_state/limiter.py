@@ -27,6 +27,10 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+class NoSlotError(TimeoutError):
+    """No slot became free in time. A class of its own, as a signal handler may raise a ``TimeoutError`` meanwhile."""
+
+
 class Limiter:
     """Lets ``count`` operations run at once, in the order in which they ask.
 
@@ -50,7 +54,7 @@ class Limiter:
             timeout: The most seconds to wait for the slot. Entering returns how many of them are left.
 
         Raises:
-            TimeoutError: No slot became free within ``timeout``. Entering raises it, and holds no slot.
+            NoSlotError: No slot became free within ``timeout``. Entering raises it, and holds no slot.
         """
         return Slot(self, timeout)
 
@@ -149,7 +153,7 @@ class Slot:
             else:
                 may_run = await place.await_(self._timeout)
             if not may_run:
-                raise TimeoutError
+                raise NoSlotError
         except BaseException:
             self._limiter._leave(place)
             raise

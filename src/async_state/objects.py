@@ -20,11 +20,10 @@ from async_state.errors import (
     ConfigurationError,
     CorruptObjectError,
     StoreCredentialsError,
-    StoreError,
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from async_state.limiter import Limiter, Slot
+from async_state.limiter import Limiter, NoSlotError, Slot
 from async_state.settings import Settings
 from async_state.stores import Stores, Tagged
 
@@ -102,7 +101,7 @@ class StoreSlot(Slot):
     async def __aenter__(self) -> float:
         try:
             return await super().__aenter__()
-        except TimeoutError:
+        except NoSlotError:
             raise StoreTimeoutError(
                 f"no request to {self._settings.url} was sent within {self._settings.timeout:g} s, as "
                 f"{self._settings.max_concurrency} others were in flight all the time: check that the store "
@@ -257,10 +256,7 @@ class Objects:
                 if newer is None:
                     raise
                 return await iothread.arun(function, base, newer, *args, timeout=until - time.monotonic())
-        except StoreError:
-            raise
-        except OSError as e:
-            # A module could not be read, or the I/O thread not be started.
+        except iothread.NotReadyError as e:
             raise StoreUnavailableError(
                 f"nothing was sent to {base}, as this process could not begin to: {e}. The next operation tries again. "
                 "Its limits are of open files (ulimit -n) and of threads (ulimit -u, and a container's of processes)"
@@ -271,7 +267,8 @@ class Objects:
         conn_id = connections.conn_id(base, self._settings)
         # On the calling thread, and so before the hop (CONTRACTS 23).
         if not conn_id:
-            found = connections.empty(base)
+            with iothread.preparing():
+                found = connections.empty(base)
         elif iothread.blocks():
             found = connections.get(option, conn_id)
         else:

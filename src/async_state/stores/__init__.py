@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from async_state import cleanup, connections, purge
+from async_state import cleanup, connections, iothread, purge
 from async_state.connections import Connection
 from async_state.settings import Settings
 from async_state.stores.base import Store as Store
@@ -97,7 +97,8 @@ class Stores:
         known = self._open.get(base)
         # The store of a connection that was replaced closes once no operation uses it any more.
         if known is None or known[0] != connection:
-            known = self._open[base] = connection, open_store(base, self._settings, connection)
+            with iothread.preparing():
+                known = self._open[base] = connection, open_store(base, self._settings, connection)
         return known[1]
 
 
