@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 from async_state.errors import AsyncStateError
 
@@ -19,10 +20,7 @@ def write(text: str) -> None:
         BrokenPipeError: Nobody reads it any more.
         OutputError: It can't be written for another reason.
     """
-    try:
-        sys.stdout.write(text)
-    except OSError as e:
-        raise _error(e) from e
+    _call(sys.stdout.write, text)
 
 
 def flush() -> None:
@@ -32,10 +30,7 @@ def flush() -> None:
         BrokenPipeError: As `write`.
         OutputError: As `write`.
     """
-    try:
-        sys.stdout.flush()
-    except OSError as e:
-        raise _error(e) from e
+    _call(sys.stdout.flush)
 
 
 def discard() -> None:
@@ -43,7 +38,10 @@ def discard() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _error(error: OSError) -> OSError | OutputError:
-    if isinstance(error, BrokenPipeError):
-        return error
-    return OutputError(f"standard output can't be written: {error.strerror}")
+def _call(function: Callable[..., object], *args: str) -> None:
+    try:
+        function(*args)
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise OutputError(f"standard output can't be written: {e.strerror}") from e

@@ -77,7 +77,7 @@ def read(lines: Iterable[bytes | str], url: str, moved_urls: Sequence[str] = ())
 
 def _header(lines: Iterator[tuple[int, bytes | str]]) -> Header:
     for number, line in lines:
-        head = _object(line)
+        head = _object(line, number)
         if "async_state_refs" not in head:
             continue
         if head["async_state_refs"] != _VERSION or isinstance(head["async_state_refs"], bool):
@@ -91,9 +91,10 @@ def _header(lines: Iterator[tuple[int, bytes | str]]) -> Header:
     raise SnapshotError(f"the snapshot is empty, or lacks the first line that export-refs writes. {_AGAIN}")
 
 
-def _object(line: bytes | str) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(line)
+def _object(line: bytes | str, number: int) -> dict[str, Any]:
+    """Return the JSON object in the line, or an empty one if there is none."""
+    with contextlib.suppress(SnapshotError):
+        found = _parsed(line, number)
         if isinstance(found, dict):
             return found
     return {}
